@@ -1,0 +1,1 @@
+"""Wiring: the recipe, the DAG, presets, commands."""

@@ -1,0 +1,81 @@
+"""The whole loom on one screen: a recipe with one field per stage, and a flow with one typed call per stage.
+
+In: a `Recipe` (YAML over its defaults). Out: the artifacts of every stage in the store, the last one a Release.
+A stage set to null is left out and its input passes on. Wrong wiring is a type error (tests/flows/test_wiring.py).
+"""
+
+from typing import Self
+
+from prefect import flow
+from pydantic import model_validator
+
+from gpt.errors import UserError
+from tasks.artifacts import Artifact, Config
+from tasks.chats import Conversations, chats
+from tasks.dedup import Dedup, dedup
+from tasks.evaluate import Evaluate, evaluate
+from tasks.export import Export, export
+from tasks.filter import Filter, filter
+from tasks.ingest import Ingest, ingest
+from tasks.pretrain import Pretrain, pretrain
+from tasks.runtime import Runtime
+from tasks.sft import Sft, sft
+from tasks.shard import Shard, shard
+from tasks.tokenizer import Vocabulary, tokenizer
+
+
+class Recipe(Config):
+    """What to build: one field per stage; what a recipe does not state is the default."""
+
+    name: str = "gptloom"
+    """What the run is called in Prefect and MLflow."""
+    ingest: Ingest = Ingest()
+    """Sources to documents."""
+    filter: Filter | None = Filter()
+    """Documents to good documents."""
+    dedup: Dedup | None = Dedup()
+    """Documents to different documents."""
+    tokenizer: Vocabulary = Vocabulary()
+    """Documents to a vocabulary."""
+    shard: Shard = Shard()
+    """Documents to one stream of tokens."""
+    pretrain: Pretrain = Pretrain()
+    """Tokens to a base model."""
+    chats: Conversations | None = Conversations()
+    """Conversations to learn from and to be held out."""
+    sft: Sft | None = Sft()
+    """Base model to chat model."""
+    evaluate: Evaluate = Evaluate()
+    """What the models can do, beside trivial baselines."""
+    export: Export = Export()
+    """The model as a Hugging Face folder."""
+    runtime: Runtime = Runtime()
+    """How to run; outside every key."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.sft and not self.chats:
+            raise UserError("sft is set but chats is null, and it learns from chats; set sft: null too, or give chats")
+        return self
+
+
+@flow(name="gptloom", flow_run_name="{recipe.name}", validate_parameters=False)
+def gptloom(recipe: Recipe) -> Artifact:
+    """Raw text in, chat model out.
+
+    Args:
+        recipe: What to build; every field has a default that runs on a laptop.
+    """
+    corpus = ingest(recipe.ingest)
+    if recipe.filter:
+        corpus = filter(recipe.filter, corpus)
+    if recipe.dedup:
+        corpus = dedup(recipe.dedup, corpus)
+    vocabulary = tokenizer(recipe.tokenizer, corpus)
+    shards = shard(recipe.shard, corpus, vocabulary)
+    model = base = pretrain(recipe.pretrain, shards, vocabulary)
+    talks = chats(recipe.chats, vocabulary) if recipe.chats else None
+    if recipe.sft and talks:
+        model = sft(recipe.sft, base, talks)
+    scores = evaluate(recipe.evaluate, model, base, shards, talks, vocabulary)
+    return export(recipe.export, model, scores, vocabulary)

@@ -1,0 +1,82 @@
+"""Run a recipe: choose the stages, open the session, weave, and report.
+
+In: a `Recipe` and the switches of `gptloom run`. Out: a `Session` whose results tell what became of every stage.
+With a Prefect server known it is a flow run there; without one the same stages run as plain functions.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from flows.pipeline import Recipe, gptloom
+from gpt.errors import UserError
+from tasks.artifacts import Artifact, Config
+from tasks.stage import Result, Session, Stage, Trace, blank, load, opened, using
+from tasks.store import Store, building, key_of
+
+
+def trace(recipe: Recipe) -> Trace:
+    """The DAG of a recipe, without building anything."""
+    with using(Trace()) as dag:
+        gptloom.fn(recipe)
+    return dag
+
+
+def run(
+    recipe: Recipe, store: Store, *, until: str = "", start: str = "", only: str = "", force: Sequence[str] = (),
+    report: Callable[[Session], None] = lambda session: None,
+) -> Session:  # fmt: skip
+    """Run the recipe; `report` sees the session in the end, also when a stage failed."""
+    dag = trace(recipe)
+    for name in filter(None, (until, start, only, *force)):
+        if name not in dag.stages:
+            raise UserError(f"{name}: no stage of this recipe; it has {', '.join(dag.stages)}")
+    last, first = until or only, start or only
+    session = Session(store, recipe.runtime, force=frozenset(force))
+    session.wanted = dag.above(last) | {last} if last else None
+    session.must_hit = dag.above(first) if first else frozenset()
+    params = recipe.model_dump(mode="json", exclude={"runtime"})
+    try:
+        with opened(recipe.name, params, session, os.environ.get("MLFLOW_TRACKING_URI")):
+            (gptloom if os.environ.get("PREFECT_API_URL") else gptloom.fn)(recipe)
+    finally:
+        report(session)
+    return session
+
+
+def known_stages() -> list[str]:
+    """Every stage there is, in the recipe's order."""
+    return [name for name in Recipe.model_fields if name not in ("name", "runtime")]
+
+
+def summary(session: Session, error: str | None) -> dict[str, Any]:
+    """The object of `--json`."""
+    stages = [asdict(session.results.get(name, Result(name))) for name in known_stages()]
+    return {"run": session.tracker.id if session.tracker else None, "error": error, "stages": stages}
+
+
+class Look(Session):
+    """A session that builds nothing: what is in the store is a hit, what hangs on a miss is unknown."""
+
+    def run(self, stage: Stage, config: Config, inputs: dict[str, Artifact]) -> Artifact:
+        result = self.results[stage.name] = Result(stage.name, "unknown")
+        if any(not artifact.digest for artifact in inputs.values()):
+            return blank(stage)
+        with building(self.store, stage.name, stage.version):
+            identity = config.model_dump(mode="json") | config.outside()
+        result.key = key_of(stage.name, stage.version, identity, {n: a.digest for n, a in inputs.items()})
+        if found := self.store.open(stage.name, result.key):
+            artifact = load(stage.kind, *found)
+            result.cache, result.digest, result.path = "hit", artifact.digest, str(artifact.path)
+            result.metrics, result.seconds = artifact.metrics, found[1]["seconds"]
+            return artifact
+        result.cache = "miss"
+        return blank(stage)
+
+
+def look(recipe: Recipe, store: Store) -> Session:
+    """Each stage's key and cache state, as far as they can be known without building."""
+    with using(Look(store)) as session:
+        gptloom.fn(recipe)
+    return session

@@ -1,0 +1,1 @@
+"""Model, training, generation and formats on torch, numpy, tiktoken, tokenizers and safetensors alone."""

@@ -1,0 +1,39 @@
+"""The metrics journal: what a trainer measured, as JSON lines that nothing but a disk has to receive.
+
+In: `log(step, {name: value})`. Out: a file of `[time_ms, step, {name: value}]` lines, which tasks/tracking.py ships to
+MLflow: training never waits for a server, and a replay of the same lines is stored once.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+
+class Journal:
+    """Append to a journal. What a killed writer left torn goes, and so do lines after `after_step` when it is given."""
+
+    def __init__(self, path: Path, after_step: int | None = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.fd = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o644)
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        keep = [line for line in lines if after_step is None or json.loads(line)[1] <= after_step]
+        os.ftruncate(self.fd, sum(map(len, keep)))  # steps only grow, so what is kept is the head of the file
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One line, in one write: a kill leaves it whole or torn at the end of the file."""
+        os.write(self.fd, (json.dumps([int(time.time() * 1000), step, values]) + "\n").encode())
+
+    def sync(self) -> None:
+        """Put it on the disk; called before each checkpoint, so that no checkpoint is ahead of its journal."""
+        os.fsync(self.fd)
+
+
+def series(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """All points of a journal: name to (step, value) pairs in the order of writing."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in path.read_text().splitlines():
+        _, step, values = json.loads(line)
+        for name, value in values.items():
+            found.setdefault(name, []).append((step, value))
+    return found

@@ -1,0 +1,173 @@
+"""Text to token ids and back: byte-level BPE, run by tiktoken, and the Hugging Face files that mean the same.
+
+In: a folder with `ranks.tiktoken` and `tokenizer.json`. Out: `Tokenizer`; its `save` writes such a folder.
+Method: GPT-2's byte-level BPE; a merge's priority is the id it makes, so ranks and merges tell the same (tiktoken).
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import pairwise
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as HuggingFace
+
+from gpt.chat import TEMPLATE
+from gpt.errors import UserError
+
+EOT, END = "<|endoftext|>", "<|end|>"
+SPECIALS = (EOT, "<|system|>", "<|user|>", "<|assistant|>", END)
+
+_UP, _LOW = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UP}*{_LOW}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UP}+{_LOW}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
+)
+# Each pattern as tiktoken spells it and as Hugging Face does. Two, because `{1,3}+` is possessive to tiktoken's engine
+# and "repeat" to oniguruma (digits glue together in silence), while without `\s++$` a million blanks kill tiktoken.
+PATTERNS: dict[str, tuple[str, str]] = {
+    "gpt2": (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s", "ByteLevel"),
+    "cl100k_base": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    "o200k_base": (_O200K + r"|\s++$|\s+(?!\S)|\s", _O200K + r"|\s+(?!\S)|\s+"),
+    "characters": (r"[\s\S]", r"[\s\S]"),
+}
+
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+# GPT-2's letter for each byte, printable bytes first; this is also the order of the byte ids in our own vocabularies.
+LETTERS = {byte: chr(byte) for byte in _PRINTABLE}
+LETTERS |= {byte: chr(256 + n) for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+
+
+class Tokenizer:
+    """Ranks (bytes to id), a split pattern by name, and special tokens; every id below `vocab_size` is taken."""
+
+    def __init__(self, ranks: dict[bytes, int], pattern: str, specials: dict[str, int]):
+        self.ranks, self.pattern = dict(sorted(ranks.items(), key=itemgetter(1))), pattern
+        self.specials = dict(sorted(specials.items(), key=itemgetter(1)))
+        self.vocab_size = len(ranks) + len(specials)
+        assert {*ranks.values(), *specials.values()} == set(range(self.vocab_size)), "ids have gaps or meet"
+        self.eot, self.end = specials[EOT], specials[END]
+        spelling = PATTERNS[pattern][0]
+        self._bpe = tiktoken.Encoding("own", pat_str=spelling, mergeable_ranks=self.ranks, special_tokens=self.specials)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Read what `save` wrote; UserError when the folder holds something else."""
+        try:
+            lines = (folder / "ranks.tiktoken").read_bytes().splitlines()
+            saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{folder} is no tokenizer of gptloom: {error.filename}: {error.strerror}") from error
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+        return cls(ranks, _pattern_of(saved), {token["content"]: token["id"] for token in saved["added_tokens"]})
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ordinary text: `<|endoftext|>` inside it stays text; lone surrogates become U+FFFD."""
+        try:
+            return self._bpe.encode_ordinary(text)
+        except BaseException as error:  # pyo3's PanicException: tiktoken's regex engine gives up at a million blanks
+            if type(error).__name__ != "PanicException":
+                raise
+            return [token for piece in re.split(r"(\s{100000})", text) for token in self._bpe.encode_ordinary(piece)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, special tokens by name; bytes that are no UTF-8 become U+FFFD."""
+        return self._bpe.decode([int(token) for token in ids])
+
+    def bytes_per_token(self) -> np.ndarray:
+        """UTF-8 bytes that each id stands for: int64 [vocab_size], 0 for specials (bits per byte divide by this)."""
+        lengths = np.zeros(self.vocab_size, np.int64)
+        lengths[list(self.ranks.values())] = [len(token) for token in self.ranks]
+        return lengths
+
+    @cached_property
+    def digest(self) -> str:
+        """Name of the content: sha256 over pattern, specials and ranks; equal digests, equal meaning of every id."""
+        head = json.dumps([PATTERNS[self.pattern][0], self.specials])
+        return hashlib.sha256(head.encode() + self._rank_lines()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write ranks.tiktoken, chat_template.jinja and the five files of a Hugging Face tokenizer.
+
+        eos is `<|endoftext|>`, as a base model needs; a chat model stops at `<|end|>` by its generation_config.json.
+        """
+        letters = {token: "".join(LETTERS[byte] for byte in token) for token in self.ranks}
+        vocab = {letters[token]: rank for token, rank in self.ranks.items()}
+        merges = [(letters[left], letters[right]) for left, right in ranks_to_merges(self.ranks)]
+        names = {"bos_token": EOT, "eos_token": EOT, "unk_token": EOT}
+        names |= {"additional_special_tokens": [token for token in self.specials if token != EOT]}
+        # transformers 5 ignores tokenizer.json's split under GPT2Tokenizer: only the pattern it implies may name it.
+        kind = "GPT2Tokenizer" if self.pattern == "gpt2" else "PreTrainedTokenizerFast"
+        config = {"tokenizer_class": kind, "add_prefix_space": False, "clean_up_tokenization_spaces": False}
+        texts = {
+            "tokenizer.json": self._hugging_face(vocab, merges).to_str(),
+            "vocab.json": json.dumps(vocab | self.specials, ensure_ascii=False),
+            "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
+            "special_tokens_map.json": json.dumps(names, indent=2),
+            "tokenizer_config.json": json.dumps(config | names, indent=2),
+            "chat_template.jinja": TEMPLATE,
+        }
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        (folder / "ranks.tiktoken").write_bytes(self._rank_lines())
+
+    def _rank_lines(self) -> bytes:
+        return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in self.ranks.items())
+
+    def _hugging_face(self, vocab: dict[str, int], merges: list[tuple[str, str]]) -> HuggingFace:
+        saved = HuggingFace(models.BPE(vocab=vocab, merges=merges))
+        saved.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.pattern == "gpt2")
+        if self.pattern != "gpt2":
+            split = pre_tokenizers.Split(Regex(PATTERNS[self.pattern][1]), behavior="isolated")
+            saved.pre_tokenizer = pre_tokenizers.Sequence([split, saved.pre_tokenizer])
+        saved.decoder = decoders.ByteLevel()
+        saved.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self.specials])
+        assert all(saved.token_to_id(token) == n for token, n in self.specials.items()), "tokenizers renumbered them"
+        return saved
+
+
+def reserve(ranks: dict[bytes, int], borrowed: dict[str, int] | None = None) -> dict[str, int]:
+    """Special tokens for some ranks: borrowed ones keep their ids, ours follow, each gap becomes `<|reserved_N|>`."""
+    specials = dict(borrowed or {})
+    for token in SPECIALS:
+        specials.setdefault(token, max(*ranks.values(), *specials.values()) + 1)
+    gaps = set(range(max(specials.values()))) - {*ranks.values(), *specials.values()}
+    return specials | {f"<|reserved_{gap}|>": gap for gap in gaps}
+
+
+def ranks_to_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merge that makes each token, in rank order; UserError when the ranks are no BPE vocabulary."""
+    merges = []
+    for token, rank in sorted(ranks.items(), key=itemgetter(1)):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            best, at = min((ranks.get(left + right, rank), n) for n, (left, right) in enumerate(pairwise(parts)))
+            if best >= rank:
+                raise UserError(f"token {token!r} (rank {rank}) has no merge of lower ranks: not a BPE vocabulary")
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _pattern_of(saved: dict) -> str:
+    """The name of the split pattern in a tokenizer.json."""
+    steps = saved["pre_tokenizer"].get("pretokenizers", [saved["pre_tokenizer"]])
+    spelling = steps[0].get("pattern", {}).get("Regex", "ByteLevel")
+    for name, (_, known) in PATTERNS.items():
+        if spelling == known:
+            return name
+    raise UserError(f"tokenizer.json splits by {spelling!r}; known are the patterns of {', '.join(PATTERNS)}")

@@ -1,0 +1,1 @@
+"""Stages, the store and tracking: one file a stage."""

@@ -1,0 +1,290 @@
+"""The stage: makes a function that fills a folder into a cached, tracked step of the DAG, and a task where Prefect runs.
+
+In: `@stage(Corpus, version="1") def dedup(out: Path, config: Dedup, corpus: Corpus) -> Metrics`.
+Out: `dedup(config, corpus) -> Corpus`; the type checker sees exactly that, so wrong wiring is a type error.
+A call asks the session at work: build or hit (tasks/store.py), record (tasks/tracking.py), report.
+"""
+
+import dataclasses
+import errno
+import functools
+import importlib.metadata
+import inspect
+import platform
+import subprocess
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from gpt.errors import UserError
+from tasks.artifacts import Artifact, Config, Metrics
+from tasks.runtime import Runtime, running, say
+from tasks.store import Store, building, default_store, key_of
+from tasks.tracking import Child, Tracker, prefect_tags
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Artifact)
+
+
+class Stage(Generic[P, A]):
+    """A stage of the DAG: call it with its config and input artifacts to get its artifact."""
+
+    def __init__(self, body: Callable[Concatenate[Path, P], Metrics], kind: type[A], version: str, resumes: bool):
+        self.fn = body
+        self.name = body.__name__
+        self.kind, self.version, self.resumes = kind, version, resumes
+        self.doc = inspect.getdoc(body) or ""
+        self.parameters = list(inspect.signature(body).parameters)[1:]
+        self.config_type: type[Config] = typing.get_type_hints(body)[self.parameters[0]]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
+        config = typing.cast(Config, given.pop(self.parameters[0]))
+        inputs = {name: value for name, value in given.items() if isinstance(value, Artifact)}
+        return typing.cast(A, session().run(self, config, inputs))
+
+
+def stage(
+    kind: type[A], *, version: str, resumes: bool = False
+) -> Callable[[Callable[Concatenate[Path, P], Metrics]], Stage[P, A]]:
+    """Make a stage. `kind` is the artifact type it yields; `version` changes when its bytes would; `resumes`: a rerun
+    goes on in the work folder that a killed one left."""
+    return lambda body: Stage(body, kind, version, resumes)
+
+
+@dataclasses.dataclass
+class Result:
+    """What one stage did in this run: a row of the demo's table, an entry of `--json`."""
+
+    stage: str
+    cache: str = "absent"
+    key: str = ""
+    digest: str = ""
+    path: str = ""
+    seconds: float = 0.0
+    metrics: Metrics = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Session:
+    """One run of the DAG: where artifacts go, which stages are wanted, what became of each."""
+
+    store: Store
+    runtime: Runtime = Runtime()
+    tracker: Tracker | None = None
+    force: frozenset[str] = frozenset()
+    wanted: frozenset[str] | None = None
+    """Stages to visit; None means all."""
+    must_hit: frozenset[str] = frozenset()
+    """Stages that may not be built in this run, because it starts below them."""
+    results: dict[str, Result] = dataclasses.field(default_factory=dict)
+    url: str = ""
+    """The parent run's page in MLflow, once it is delivered."""
+
+    def run(self, stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
+        """The stage's artifact; a stage that is not wanted yields a blank that no wanted stage reads."""
+        self.results[stage.name] = Result(stage.name)
+        if self.wanted is not None and stage.name not in self.wanted:
+            return blank(stage)
+        if in_flow_run():
+            return prefect_task(stage)(config, inputs)
+        return self.execute(stage, config, inputs)[0]
+
+    def execute(self, stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> tuple[Artifact, bool]:
+        """Hit or build, tracked and timed; returns (artifact, hit)."""
+        result, start = self.results[stage.name], time.monotonic()
+        result.cache = "failed"
+        child = self.tracker.child(stage.name) if self.tracker else Child()
+        try:
+            with (
+                running(stage.name, self.runtime),
+                building(self.store, stage.name, stage.version),
+                disk_full(stage.name),
+            ):
+                outside = config.outside()
+                identity = config.model_dump(mode="json") | outside
+                digests = {name: artifact.digest for name, artifact in inputs.items()}
+                result.key = key_of(stage.name, stage.version, identity, digests)
+                child.start(result.key, config, inputs)
+                artifact, manifest, hit = self._hit_or_build(stage, config, inputs, result.key, outside, child)
+                result.cache = "hit" if hit else "miss"
+                result.seconds = round(time.monotonic() - start, 3)
+                say(f"{result.cache} {artifact} in {result.seconds:.1f} s{headline(artifact.metrics)}")
+                child.finish(artifact, manifest, hit)
+        except BaseException as error:
+            result.seconds = round(time.monotonic() - start, 3)
+            child.fail(error)
+            raise
+        result.digest, result.path, result.metrics = artifact.digest, str(artifact.path), artifact.metrics
+        return artifact, hit
+
+    def _hit_or_build(
+        self, stage: Stage, config: Config, inputs: Mapping[str, Artifact], key: str, outside: Mapping, child: Child
+    ) -> tuple[Artifact, dict[str, Any], bool]:
+        def fill(work: Path) -> dict[str, Any]:
+            if stage.name in self.must_hit:
+                raise UserError(
+                    f"{stage.name}:{key} is not in the store, and this run starts below it; run without --from/--only"
+                )
+            say(f"building {stage.name}:{key}")
+            child.building(work)
+            start = time.monotonic()
+            metrics = stage.fn(work, config, **inputs)
+            if config.outside() != outside:
+                raise UserError(f"{stage.name}: its sources changed while they were read; nothing was published; rerun")
+            return {
+                "schema": 1,
+                "version": stage.version,
+                "type": stage.kind.__name__,
+                "config": config.model_dump(mode="json"),
+                "outside": outside,
+                "inputs": {n: {"stage": a.stage, "key": a.key, "digest": a.digest} for n, a in inputs.items()},
+                "metrics": {name: round(float(value), 6) for name, value in metrics.items()},
+                "tracking": child.ids,
+                "seconds": round(time.monotonic() - start, 3),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                **surroundings(),
+            }
+
+        force = stage.name in self.force
+        path, manifest, hit = self.store.build(stage.name, key, fill, force=force, resumes=stage.resumes)
+        return load(stage.kind, path, manifest), manifest, hit
+
+
+def load(kind: type[A], path: Path, manifest: Mapping[str, Any]) -> A:
+    """The typed record of a published folder; loading it as another type is an error."""
+    if manifest["type"] != kind.__name__:
+        raise UserError(
+            f"{path} holds a {manifest['type']}, not a {kind.__name__}; name an artifact of the right stage"
+        )
+    return kind(path=path, **{name: manifest[name] for name in ("stage", "key", "digest", "metrics")})
+
+
+def headline(metrics: Metrics) -> str:
+    """The first metric as `, data/documents 9,880`."""
+    return next(
+        (f", {name} {value:,.4g}" if value < 1e4 else f", {name} {value:,.0f}" for name, value in metrics.items()), ""
+    )
+
+
+def blank(stage: Stage) -> Artifact:
+    """A stand-in for the artifact of a stage that this run leaves out."""
+    return stage.kind(stage=stage.name, key="", digest="", path=Path())
+
+
+@contextmanager
+def disk_full(name: str) -> Iterator[None]:
+    """Turn 'no space' and 'file too large' into a line for the user: nothing was published."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise UserError(
+                f"{name}: {error.strerror} at {error.filename}; nothing was published; free space and rerun"
+            ) from error
+        raise
+
+
+@functools.cache
+def surroundings() -> dict[str, Any]:
+    """What the making may have depended on but the key does not hold: commit, libraries, numerics."""
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    names = ("torch", "numpy", "pyarrow", "tokenizers", "tiktoken", "datasketch", "transformers")
+    libraries = {name: importlib.metadata.version(name) for name in names}
+    return {"commit": git, "libraries": libraries, "python": platform.python_version(), "machine": platform.machine()}
+
+
+# -- the session at work ----------------------------------------------------------------------------------------------
+
+_session: ContextVar[Session | None] = ContextVar("session", default=None)
+
+
+def session() -> Session:
+    """The run at work; outside of one, a plain run in the default store."""
+    return _session.get() or Session(default_store())
+
+
+@contextmanager
+def using(new: Session) -> Iterator[Session]:
+    """Make a session the run at work."""
+    token = _session.set(new)
+    try:
+        yield new
+    finally:
+        _session.reset(token)
+
+
+class Trace(Session):
+    """A session that builds nothing and notes each stage, its config and the stages that feed it: the DAG itself."""
+
+    def __init__(self) -> None:
+        super().__init__(Store(Path()))
+        self.stages: dict[str, Stage] = {}
+        self.configs: dict[str, Config] = {}
+        self.edges: dict[str, list[str]] = {}
+
+    def run(self, stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
+        self.stages[stage.name], self.configs[stage.name] = stage, config
+        self.edges[stage.name] = list(dict.fromkeys(artifact.stage for artifact in inputs.values()))
+        return blank(stage)
+
+    def above(self, name: str) -> frozenset[str]:
+        """Every stage that feeds this one, directly or not."""
+        return frozenset(self.edges[name]).union(*(self.above(parent) for parent in self.edges[name]))
+
+    def below(self, name: str) -> frozenset[str]:
+        """Every stage that this one feeds, directly or not."""
+        return frozenset(other for other in self.edges if name in self.above(other))
+
+
+@contextmanager
+def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) -> Iterator[Session]:
+    """A session with its parent run in the journal (and on the MLflow server at `uri`, where one is given)."""
+    git = {"mlflow.source.git.commit": surroundings()["commit"]}
+    new.tracker = tracker = Tracker(new.store.root, name, params, {**git, **prefect_tags()}, uri)
+    status = "FAILED"
+    try:
+        with using(new):
+            yield new
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        releases = [r.digest for r in new.results.values() if r.stage == "export" and r.digest]
+        new.url = tracker.close(status, releases[0] if releases else None)
+
+
+# -- Prefect ----------------------------------------------------------------------------------------------------------
+
+
+def in_flow_run() -> bool:
+    """Whether a Prefect flow run is at work; without one, stages are plain functions and Prefect is not even imported."""
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
+
+
+@functools.cache
+def prefect_task(stage: Stage) -> Callable[[Config, Mapping[str, Artifact]], Artifact]:
+    """The stage as a Prefect task: our store is the one cache, and a hit shows as Cached in the UI."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.states import Completed
+
+    @task(name=stage.name, task_run_name=stage.name, description=stage.doc, cache_policy=NO_CACHE, persist_result=False)
+    def body(config: Config, **inputs: Artifact) -> Any:
+        artifact, hit = session().execute(stage, config, inputs)
+        return Completed(name="Cached", message=f"{artifact} served from the store", data=artifact) if hit else artifact
+
+    return lambda config, inputs: body(config, return_state=True, **inputs).result()

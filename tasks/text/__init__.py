@@ -1,0 +1,1 @@
+"""Pure functions over text, importable by any engine's workers."""
