@@ -320,7 +320,7 @@ def shards_inspect(file: Path) -> None:
         typer.echo(f"{name:<10} {value}")
 
 
-def shards_at(ref: str, folder: Path | None):  # noqa: ANN201
+def shards_at(ref: str, folder: Path | None):
     """A shards folder and its tokenizer."""
     from gpt.tokenizer import Tokenizer
 

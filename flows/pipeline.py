@@ -8,9 +8,6 @@ from typing import Self
 
 from prefect import flow
 from pydantic import model_validator
-
-from gpt.errors import UserError
-from tasks.artifacts import Artifact, Config
 from tasks.chats import Conversations, chats
 from tasks.dedup import Dedup, dedup
 from tasks.evaluate import Evaluate, evaluate
@@ -18,9 +15,12 @@ from tasks.export import Export, export
 from tasks.filter import Filter, filter
 from tasks.ingest import Ingest, ingest
 from tasks.pretrain import Pretrain, pretrain
-from tasks.runtime import Runtime
 from tasks.sft import Sft, sft
 from tasks.shard import Shard, shard
+
+from gpt.errors import UserError
+from tasks.artifacts import Artifact, Config
+from tasks.runtime import Runtime
 from tasks.tokenizer import Vocabulary, tokenizer
 
 

@@ -1,6 +1,6 @@
 """The two servers on this machine: Prefect to run and watch, MLflow to track; SQLite, loopback, logs in one folder.
 
-In: `gptloom up | down | status`. Out: `.gptloom/servers.json` (`$GPTLOOM_HOME`), which `gptloom run` reads to find them.
+In: `gptloom up | down | status`. Out: `.gptloom/servers.json` (`$GPTLOOM_HOME`), where `gptloom run` finds them.
 `down` ends exactly what `up` started: a process counts as ours only if its start time is the one noted.
 """
 
@@ -23,11 +23,14 @@ from tasks.runtime import say
 QUIET = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "gptloom",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "PREFECT_CLI_PROMPT": "false",
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes and 0.5 GB instead of 10 and 2.2 GB
     "MLFLOW_MODEL_CATALOG_URI": "",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -93,9 +96,8 @@ def up(ports: dict[str, int | None], timeout_s: float = 120.0) -> dict[str, Serv
             )
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
-            say(
-                f"waiting for {', '.join(s.name for s in not_yet)} ({shown - began:.0f} s; the first start makes the databases)"
-            )
+            names = ", ".join(s.name for s in not_yet)
+            say(f"waiting for {names} ({shown - began:.0f} s; the first start makes the databases)")
         time.sleep(0.3)
     return servers
 

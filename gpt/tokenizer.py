@@ -25,24 +25,15 @@ from gpt.errors import UserError
 EOT, END = "<|endoftext|>", "<|end|>"
 SPECIALS = (EOT, "<|system|>", "<|user|>", "<|assistant|>", END)
 
-_UP, _LOW = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_O200K = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UP}*{_LOW}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UP}+{_LOW}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
-)
-# Each pattern as tiktoken spells it and as Hugging Face does. Two, because `{1,3}+` is possessive to tiktoken's engine
-# and "repeat" to oniguruma (digits glue together in silence), while without `\s++$` a million blanks kill tiktoken.
-PATTERNS: dict[str, tuple[str, str]] = {
-    "gpt2": (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s", "ByteLevel"),
-    "cl100k_base": (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-    "o200k_base": (_O200K + r"|\s++$|\s+(?!\S)|\s", _O200K + r"|\s+(?!\S)|\s+"),
-    "characters": (r"[\s\S]", r"[\s\S]"),
+_UP, _LOW, _TAIL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+# How text is cut before BPE. gpt2 is built into Hugging Face, so tiktoken's faster spelling can stand here; the others
+# are written into tokenizer.json and must not be possessive: oniguruma reads `{1,3}+` as a repeat and glues digits.
+PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "cl100k_base": _TAIL + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "o200k_base": rf"[^\r\n\p{{L}}\p{{N}}]?{_UP}*{_LOW}+{_TAIL}?|[^\r\n\p{{L}}\p{{N}}]?{_UP}+{_LOW}*{_TAIL}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "characters": r"[\s\S]",
 }
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -60,8 +51,8 @@ class Tokenizer:
         self.vocab_size = len(ranks) + len(specials)
         assert {*ranks.values(), *specials.values()} == set(range(self.vocab_size)), "ids have gaps or meet"
         self.eot, self.end = specials[EOT], specials[END]
-        spelling = PATTERNS[pattern][0]
-        self._bpe = tiktoken.Encoding("own", pat_str=spelling, mergeable_ranks=self.ranks, special_tokens=self.specials)
+        split = PATTERNS[pattern]
+        self._bpe = tiktoken.Encoding("own", pat_str=split, mergeable_ranks=self.ranks, special_tokens=self.specials)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -96,7 +87,7 @@ class Tokenizer:
     @cached_property
     def digest(self) -> str:
         """Name of the content: sha256 over pattern, specials and ranks; equal digests, equal meaning of every id."""
-        head = json.dumps([PATTERNS[self.pattern][0], self.specials])
+        head = json.dumps([PATTERNS[self.pattern], self.specials])
         return hashlib.sha256(head.encode() + self._rank_lines()).hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -107,8 +98,8 @@ class Tokenizer:
         letters = {token: "".join(LETTERS[byte] for byte in token) for token in self.ranks}
         vocab = {letters[token]: rank for token, rank in self.ranks.items()}
         merges = [(letters[left], letters[right]) for left, right in ranks_to_merges(self.ranks)]
-        names = {"bos_token": EOT, "eos_token": EOT, "unk_token": EOT}
-        names |= {"additional_special_tokens": [token for token in self.specials if token != EOT]}
+        others = [token for token in self.specials if token != EOT]
+        names = {"bos_token": EOT, "eos_token": EOT, "unk_token": EOT, "additional_special_tokens": others}
         # transformers 5 ignores tokenizer.json's split under GPT2Tokenizer: only the pattern it implies may name it.
         kind = "GPT2Tokenizer" if self.pattern == "gpt2" else "PreTrainedTokenizerFast"
         config = {"tokenizer_class": kind, "add_prefix_space": False, "clean_up_tokenization_spaces": False}
@@ -131,7 +122,7 @@ class Tokenizer:
         saved = HuggingFace(models.BPE(vocab=vocab, merges=merges))
         saved.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.pattern == "gpt2")
         if self.pattern != "gpt2":
-            split = pre_tokenizers.Split(Regex(PATTERNS[self.pattern][1]), behavior="isolated")
+            split = pre_tokenizers.Split(Regex(PATTERNS[self.pattern]), behavior="isolated")
             saved.pre_tokenizer = pre_tokenizers.Sequence([split, saved.pre_tokenizer])
         saved.decoder = decoders.ByteLevel()
         saved.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self.specials])
@@ -166,8 +157,7 @@ def ranks_to_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 def _pattern_of(saved: dict) -> str:
     """The name of the split pattern in a tokenizer.json."""
     steps = saved["pre_tokenizer"].get("pretokenizers", [saved["pre_tokenizer"]])
-    spelling = steps[0].get("pattern", {}).get("Regex", "ByteLevel")
-    for name, (_, known) in PATTERNS.items():
-        if spelling == known:
-            return name
+    spelling = steps[0].get("pattern", {}).get("Regex", PATTERNS["gpt2"])
+    if names := [name for name, known in PATTERNS.items() if known == spelling]:
+        return names[0]
     raise UserError(f"tokenizer.json splits by {spelling!r}; known are the patterns of {', '.join(PATTERNS)}")

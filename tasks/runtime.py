@@ -6,7 +6,7 @@ In: the recipe's `runtime`, outside every key. Out: `runtime()`, `say()` and `pr
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, TypeVar
@@ -38,7 +38,7 @@ def runtime() -> Runtime:
 
 
 @contextmanager
-def running(stage: str, means: Runtime) -> Iterator[None]:
+def running(stage: str, means: Runtime) -> Generator[None]:
     """Name the stage at work and its means for `say` and `runtime`."""
     tokens = _stage.set(stage), _runtime.set(means)
     try:

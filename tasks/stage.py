@@ -1,4 +1,4 @@
-"""The stage: makes a function that fills a folder into a cached, tracked step of the DAG, and a task where Prefect runs.
+"""The stage: makes a function that fills a folder a cached, tracked step of the DAG, and a task where Prefect runs.
 
 In: `@stage(Corpus, version="1") def dedup(out: Path, config: Dedup, corpus: Corpus) -> Metrics`.
 Out: `dedup(config, corpus) -> Corpus`; the type checker sees exactly that, so wrong wiring is a type error.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ class Stage(Generic[P, A]):
 
     def __init__(self, body: Callable[Concatenate[Path, P], Metrics], kind: type[A], version: str, resumes: bool):
         self.fn = body
-        self.name = body.__name__
+        self.name: str = body.__name__  # ty: ignore[missing-attribute]
         self.kind, self.version, self.resumes = kind, version, resumes
         self.doc = inspect.getdoc(body) or ""
         self.parameters = list(inspect.signature(body).parameters)[1:]
@@ -76,7 +76,7 @@ class Session:
     """One run of the DAG: where artifacts go, which stages are wanted, what became of each."""
 
     store: Store
-    runtime: Runtime = Runtime()
+    runtime: Runtime = dataclasses.field(default_factory=Runtime)
     tracker: Tracker | None = None
     force: frozenset[str] = frozenset()
     wanted: frozenset[str] | None = None
@@ -179,7 +179,7 @@ def blank(stage: Stage) -> Artifact:
 
 
 @contextmanager
-def disk_full(name: str) -> Iterator[None]:
+def disk_full(name: str) -> Generator[None]:
     """Turn 'no space' and 'file too large' into a line for the user: nothing was published."""
     try:
         yield
@@ -213,7 +213,7 @@ def session() -> Session:
 
 
 @contextmanager
-def using(new: Session) -> Iterator[Session]:
+def using(new: Session) -> Generator[Session]:
     """Make a session the run at work."""
     token = _session.set(new)
     try:
@@ -246,7 +246,7 @@ class Trace(Session):
 
 
 @contextmanager
-def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) -> Iterator[Session]:
+def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) -> Generator[Session]:
     """A session with its parent run in the journal (and on the MLflow server at `uri`, where one is given)."""
     git = {"mlflow.source.git.commit": surroundings()["commit"]}
     new.tracker = tracker = Tracker(new.store.root, name, params, {**git, **prefect_tags()}, uri)
@@ -267,7 +267,7 @@ def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) 
 
 
 def in_flow_run() -> bool:
-    """Whether a Prefect flow run is at work; without one, stages are plain functions and Prefect is not even imported."""
+    """Whether a Prefect flow run is at work; without one, stages are plain functions."""
     if "prefect" not in sys.modules:
         return False
     from prefect.context import FlowRunContext

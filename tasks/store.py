@@ -1,8 +1,8 @@
 """The store: every artifact one immutable folder, found by its key, named by its content, whole or absent.
 
-In: a stage's name, its key, and a function that fills a folder. Out: an `Artifact` whose files are those of its manifest.
-Layout: `<stage>/<key>/<build>/` with `artifact.json`, `<stage>/<key>/current` -> build, `parts/<stage>/<key>/`, `quarantine/`.
-Method: build aside, fsync, seal a canonical manifest, rename (as Nix and Bazel do); a kernel lock makes one builder of many.
+In: a stage's name, its key, a function that fills a folder. Out: a folder whose files are those of its manifest.
+Layout: `<stage>/<key>/<build>/` with `artifact.json`, `<stage>/<key>/current` -> build, `parts/<stage>/<key>/`.
+Method: build aside, fsync, seal a canonical manifest, rename (as Nix and Bazel do); a kernel lock makes one builder.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ import sqlite3
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -114,7 +114,7 @@ class Store:
         sync(build.parent)
 
     def _builds(self, stage: str, key: str) -> Iterator[Path]:
-        """The current build, then the others from the newest: one whose publisher died before `current` moved counts."""
+        """The current build, then the others, newest first: one whose maker died before `current` moved counts."""
         folder = self.folder(stage, key)
         with suppress(OSError):
             yield folder / os.readlink(folder / "current")
@@ -193,12 +193,12 @@ def _shared(part: Path) -> bool:
 
 def seal(folder: Path, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Sync every file, then write the manifest: the fields, each file's size and sha256, the content's digest."""
-    files = {}
+    files: dict[str, tuple[int, str]] = {}
     for path in _files(folder):
         sync(path)
         failpoint("synced")
-        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, file_digest(path)]
-    body = {**fields, "files": files, "digest": content_digest({p: sha for p, (_, sha) in files.items()})}
+        files[path.relative_to(folder).as_posix()] = (path.stat().st_size, file_digest(path))
+    body = {**fields, "files": files, "digest": content_digest({p: f[1] for p, f in files.items()})}
     (folder / name).write_bytes(_sealed(body))
     failpoint("manifest")
     for path in [folder / name, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
@@ -247,7 +247,7 @@ _building: ContextVar[tuple[Store, str, str] | None] = ContextVar("building", de
 
 
 @contextmanager
-def building(store: Store, stage: str, version: str) -> Iterator[None]:
+def building(store: Store, stage: str, version: str) -> Generator[None]:
     """Tell `part` and `find_artifact` which store and stage are at work."""
     token = _building.set((store, stage, version))
     try:
@@ -337,7 +337,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, waiting: str = "") -> Iterator[None]:
+def locked(path: Path, waiting: str = "") -> Generator[None]:
     """A kernel lock that ends with its holder, however it ends; the file stays for ever."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

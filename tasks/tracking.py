@@ -1,7 +1,7 @@
 """Tracking: what a run did, written first to a journal on disk and delivered from there to MLflow, each point once.
 
-In: `Tracker` and `Child` calls of the stages; the trainer's own `logs/metrics.jsonl`. Out: `<store>/tracking/<run>/` and,
-when a server answers, one parent run, one child per stage, dataset entities, external models, a registered version.
+In: `Tracker` and `Child` calls of the stages; the trainer's own `logs/metrics.jsonl`. Out: `<store>/tracking/<run>/`
+and, when a server answers, one parent run, one child per stage, dataset entities, external models, a registered version.
 Method: at-least-once delivery of idempotent events is once. Nothing here blocks or fails a run: a server that is away
 leaves the journal behind its mark, and `gptloom sync` delivers the rest.
 """
@@ -38,7 +38,7 @@ def now_ms() -> int:
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names, the way MLflow shows parameters."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not prefix):
         return {k: v for name, part in value.items() for k, v in flat(part, f"{prefix}{name}.").items()}
     return {prefix.rstrip("."): str(value)[:6000]}
 
@@ -81,7 +81,7 @@ class Tracker:
         return Child(self, stage)
 
     def close(self, status: str, release: str | None = None, wait_s: float = 30.0) -> str:
-        """End the parent with its lineage note, register the release, and wait for the courier; returns the run's URL."""
+        """End the parent with its lineage note, register the release, wait for the courier; returns the run's URL."""
         self.event("note", id=self.id, stages=self.stages)
         if release:
             self.event("register", id=self.id, digest=release)
@@ -107,7 +107,7 @@ class Child:
         index = len(t.stages) + 1
         tags = {"stage": self.stage, "stage.index": str(index), "artifact.key": key, **t.tags, **prefect_tags()}
         tags["config.digest"] = key_of(config.model_dump(mode="json"))
-        self.row = {"id": self.id, "stage": self.stage, "key": key, "cache": "failed"}
+        self.row: dict[str, Any] = {"id": self.id, "stage": self.stage, "key": key, "cache": "failed"}
         t.stages.append(self.row)
         params = flat(config.model_dump(mode="json"))
         t.event("run", id=self.id, parent=t.id, name=f"{index} {self.stage}", tags=tags, params=params)
@@ -124,7 +124,7 @@ class Child:
         if not (t := self.tracker):
             return
         cache = "hit" if hit else "miss"
-        self.row |= {"cache": cache, "digest": artifact.digest, "path": str(artifact.path), "metrics": artifact.metrics}
+        self.row.update(cache=cache, digest=artifact.digest, path=str(artifact.path), metrics=artifact.metrics)
         sources = artifact.path / "logs" / "sources.json"
         for source in json.loads(sources.read_text()) if sources.exists() else []:
             facts = {"documents": source["documents"], "bytes": source["bytes"]}
@@ -337,7 +337,8 @@ class Courier(threading.Thread):
                 self._experiment(), name, run, tags, event["config"], event["kind"]
             ).model_id
             self.client.finalize_logged_model(model, "READY")
-        if model not in {m.model_id for m in self.client.get_run(run).outputs.model_outputs}:  # twice is a 400
+        outputs = self.client.get_run(run).outputs
+        if model not in {m.model_id for m in (outputs.model_outputs if outputs else [])}:  # twice is a 400
             self.client.log_outputs(run, [LoggedModelOutput(model, 0)])
 
     def _do_made_by(self, event: dict[str, Any]) -> None:
@@ -401,12 +402,12 @@ class Courier(threading.Thread):
         versions = self.client.search_model_versions(f"name = '{REGISTERED}'")
         same = [v for v in versions if v.source == f"models:/{model}"]
         version = same[0] if same else self.client.create_model_version(
-            REGISTERED, f"models:/{model}", self.client.get_logged_model(str(model)).source_run_id, model_id=model,
+            REGISTERED, f"models:/{model}", self.client.get_logged_model(str(model)).source_run_id, model_id=model, await_creation_for=0,
             tags={"artifact.digest": event["digest"]})  # fmt: skip
         self.client.set_registered_model_alias(REGISTERED, "challenger", version.version)
 
     def _ship(self, run: str, journal: Path) -> None:
-        """Send the journal's points above the last step sent of each name: a trainer that goes back repeats, we don't."""
+        """Send each name's points above its last step sent: a trainer that goes back repeats itself, we do not."""
         from mlflow.entities import Metric
 
         if not journal.exists():
@@ -425,7 +426,7 @@ class Courier(threading.Thread):
 
 
 def sync(store: Path, uri: str) -> tuple[int, int]:
-    """Deliver every journal that waits; returns (delivered, still waiting). A dead run's open children end as killed."""
+    """Deliver every journal that waits; what a dead run left open ends as killed. (delivered, waiting)"""
     done = waiting = 0
     for folder in sorted((store / "tracking").glob("*/")):
         courier = Courier(folder, uri)

@@ -26,7 +26,7 @@ def fill(work: Path) -> dict:
     return FIELDS
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "store")
 

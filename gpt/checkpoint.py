@@ -1,0 +1,129 @@
+"""Checkpoints that are whole or absent: written aside, synced, named by a rename, believed only if every byte is right.
+
+In: a model, its optimiser, a JSON state. Out: `step-00000100/` with weights, optimiser and torch's RNG as safetensors,
+config.json, state.json and a manifest of sha256 digests; at the end the same files in the Checkpoint artifact itself.
+The manifest is no luxury: safetensors and torch.load both take a flipped bit in silence.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt.config import ModelConfig
+from gpt.errors import UserError
+from gpt.failpoints import failpoint
+from gpt.model import GPT
+
+PAYLOAD = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "config.json", "state.json")
+
+
+def save(root: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
+    """Add the checkpoint of `state["step"]` to the folder `root` and drop all but the newest `keep`."""
+    failpoint("checkpoint: begin")
+    work = root / "work"
+    shutil.rmtree(work, ignore_errors=True)  # its writer was killed
+    work.mkdir(parents=True)
+    save_file(model.state_dict(), work / "model.safetensors")
+    save_file(_slots(model, optimizer), work / "optimizer.safetensors")
+    save_file(_random_states(), work / "rng.safetensors")
+    (work / "config.json").write_bytes(_canonical({"model": asdict(model.config), "vocab_size": model.vocab_size}))
+    (work / "state.json").write_bytes(_canonical(state))
+    failpoint("checkpoint: files")
+    (work / "manifest.json").write_bytes(_canonical(_digests(work)))
+    for path in (*work.iterdir(), work):
+        sync(path)
+    failpoint("checkpoint: before rename")
+    work.rename(root / f"step-{state['step']:08d}")
+    failpoint("checkpoint: renamed")
+    sync(root)
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def newest(root: Path) -> Path | None:
+    """The newest checkpoint whose every byte is right; damaged newer ones are named and removed."""
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            manifest = (folder / "manifest.json").read_bytes()
+            if manifest == _canonical(_digests(folder)):
+                return folder
+        except OSError:
+            pass
+        print(f"{folder.name} is damaged; trying the one before", flush=True)
+        shutil.rmtree(folder)
+    return None
+
+
+def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a checkpoint's weights, optimiser and RNG back in place; its state."""
+    device = str(model.wte.weight.device)
+    model.load_state_dict(load_file(folder / "model.safetensors", device))
+    parameters = dict(model.named_parameters())
+    for name, value in load_file(folder / "optimizer.safetensors", device).items():
+        parameter, slot = name.rsplit("/", 1)
+        optimizer.state[parameters[parameter]][slot] = value
+    random = load_file(folder / "rng.safetensors")
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+    return read_state(folder)
+
+
+def publish(checkpoint: Path, tokenizer: Path, out: Path) -> None:
+    """Make `out` a Checkpoint artifact; killed anywhere and called again it ends the same. state.json comes last."""
+    (out / "tokenizer").mkdir(exist_ok=True)
+    for path in sorted(path for path in tokenizer.iterdir() if path.is_file()):
+        shutil.copyfile(path, out / "tokenizer" / path.name)
+    for name in PAYLOAD:
+        failpoint("publish: file")
+        (out / name).unlink(missing_ok=True)
+        os.link(checkpoint / name, out / name)
+
+
+def load_model(folder: Path, device: str = "cpu") -> GPT:
+    """The model of a checkpoint folder, in evaluation mode."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        model = GPT(ModelConfig(**config["model"]), config["vocab_size"])
+    except (OSError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is no checkpoint of gptloom: {error!r}; give the folder of one") from error
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.to(device).eval()
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json: task, step, target tokens seen, tokenizer digest, settings and the stages before."""
+    return json.loads((folder / "state.json").read_text())
+
+
+def sync(path: Path) -> None:
+    """Put a file or a folder's list of names on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def _slots(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    slots = ((name, optimizer.state[parameter]) for name, parameter in model.named_parameters())
+    return {f"{name}/{slot}": value for name, state in slots for slot, value in state.items()}
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state()} | cuda
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1).encode() + b"\n"

@@ -1,0 +1,51 @@
+"""The training program: `python -m gpt.train run.json`, started by tasks/trainer.py or by hand.
+
+In: run.json with task, out, lock, data, tokenizer, init, vocab_size, model, train, device and threads. Out: a Checkpoint
+folder in `out`, progress on stdout. Exit 0: finished; 143: stopped by SIGTERM or SIGINT after a checkpoint, run again to
+go on; 2: one line `error: ...` that says what to mend. Run again after a kill it ends with the same bytes (on a CPU).
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from gpt.errors import UserError
+
+STOP = threading.Event()
+
+
+def main() -> int:
+    """Install handlers, take the lock, then import torch: a signal during its seconds of import must not kill us."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: STOP.set())
+    try:
+        run = json.loads(Path(sys.argv[1]).read_text())
+        hold(Path(run["lock"]))
+        from gpt.loop import train
+
+        return 0 if train(run, STOP) else 143
+    except (UserError, OSError) as error:
+        print(f"error: {error}", flush=True, file=sys.stderr)
+        return 2
+
+
+def hold(lock: Path, wait_s: float = 60.0) -> None:
+    """Take the kernel's lock for the rest of this process's life, so that a folder never has two writers."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline or STOP.is_set():
+                raise UserError(f"another trainer holds {lock}; wait for it or end it, then run again") from None
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

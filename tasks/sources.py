@@ -1,0 +1,115 @@
+"""Find sources and name each by its content, so that a path never enters a key.
+
+In: what a recipe lists: files, folders, globs, `pydocs`, `hf:NAME[:CONFIG][:SPLIT]` from the hub, `hf:BUILDER:FILES`.
+Out: `Source` records in a fixed order (the recipe's, then by name); files of equal content count once.
+"""
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import UserError
+from tasks import pydocs
+from tasks.store import canonical, file_digest
+
+ENDINGS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text", ".md": "text"}
+BUILDERS = ("arrow", "csv", "json", "parquet", "text")
+READABLE = f"{', '.join(ENDINGS)}, and .gz or .zst of JSON lines; other tables: hf:csv:FILE (or {', '.join(BUILDERS)})"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to read. `path` is for messages and provenance; `identity` (JSON) is what enters the key."""
+
+    kind: str
+    """file, hub or pydocs."""
+    path: str
+    format: str
+    """parquet, jsonl, text, pydocs, or `hf:` and a builder of Hugging Face datasets."""
+    digest: str
+    """sha256 of the file, or of the identity of what is no file."""
+    size_bytes: int
+    """On disk; 0 where that is unknown."""
+    identity: dict[str, Any]
+
+
+def find(sources: Sequence[str], max_mb: float = 8.0, note: Callable[[str], None] = len) -> list[Source]:
+    """Resolve each entry, the built-in corpus capped at `max_mb`; `note` hears of twins and of files passed over.
+
+    Raises UserError for what is missing, empty, unreadable or of an unknown ending.
+    """
+    found: dict[str, Source] = {}
+    for entry in sources:
+        for source in _resolve(entry, max_mb, note):
+            twin = found.setdefault(source.digest, source)
+            if twin is not source:
+                note(f"{source.path} has the content of {twin.path} and counts once")
+    if not found:
+        raise UserError("sources=[] names nothing to read; list files, folders, globs, hf:NAME or pydocs")
+    return list(found.values())
+
+
+def _resolve(entry: str, max_mb: float, note: Callable[[str], None]) -> Iterator[Source]:
+    head, *rest = entry.split(":")
+    if entry == "pydocs":
+        yield _abstract("pydocs", entry, "pydocs", {"pydocs": pydocs.fingerprint(max_mb)})
+    elif head == "hf" and rest[:1] and rest[0] in BUILDERS:
+        for path in _files(":".join(rest[1:]), any_ending=True, note=note):
+            yield _file(path, f"hf:{rest[0]}")
+    elif head == "hf" and rest[:1] and len(rest) <= 3:
+        yield _hub(entry, *rest)
+    else:
+        for path in _files(entry, any_ending=False, note=note):
+            yield _file(path, file_format(path) or "")
+
+
+def file_format(path: Path) -> str | None:
+    """What the ending promises; None where it is unknown."""
+    packed = path.suffix in (".gz", ".zst")
+    kind = ENDINGS.get(Path(path.stem).suffix.lower() if packed else path.suffix.lower())
+    return None if packed and kind != "jsonl" else kind
+
+
+def _files(entry: str, any_ending: bool, note: Callable[[str], None]) -> list[Path]:
+    path = Path(entry).expanduser()
+    if path.is_dir():
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and "/." not in f"/{p.relative_to(path)}"]
+        files = [p for p in inside if any_ending or file_format(p)]
+        if len(files) < len(inside):
+            note(f"{entry}: {len(inside) - len(files)} files of other endings are passed over")
+    elif path.exists():
+        files = [path]
+    else:
+        files = [p for p in map(Path, sorted(glob.glob(str(path), recursive=True))) if p.is_file()]
+    if not files:
+        raise UserError(f"source {entry!r} names no file that can be read; known endings are {READABLE}; mend the path")
+    for odd in (p for p in files if not any_ending and not file_format(p)):
+        raise UserError(f"source {str(odd)!r} has the ending {odd.suffix!r}; known are {READABLE}")
+    return files
+
+
+def _file(path: Path, kind: str) -> Source:
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        raise UserError(f"source {str(path)!r} cannot be read ({error.strerror}); mend it or leave it out") from error
+    return Source("file", str(path), kind, digest, path.stat().st_size, {"sha256": digest, "format": kind})
+
+
+def _hub(entry: str, name: str, config: str = "", split: str = "") -> Source:
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().dataset_info(name).sha
+    except Exception as error:  # whatever a network and its client can raise
+        way_out = "check the name and the network, or give files"
+        raise UserError(f"source {entry!r}: the Hugging Face hub gave {type(error).__name__}; {way_out}") from error
+    identity = {"hub": name, "config": config or None, "split": split or "train", "commit": commit}
+    return _abstract("hub", entry, "hf:hub", identity)
+
+
+def _abstract(kind: str, path: str, form: str, identity: dict[str, Any]) -> Source:
+    return Source(kind, path, form, hashlib.sha256(canonical(identity)).hexdigest(), 0, identity)

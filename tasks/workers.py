@@ -1,0 +1,45 @@
+"""Worker processes: one function over many batches, on as many cores as the run may use.
+
+In: a function at the top of a light module (workers import it afresh), and batches.
+Out: (batch, result) in the order of the batches, so the same bytes for any number of workers.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, islice
+from typing import TypeVar
+
+from tasks.runtime import runtime
+
+A, B = TypeVar("A"), TypeVar("B")
+
+
+def spread(function: Callable[[A], B], batches: Iterable[A]) -> Iterator[tuple[A, B]]:
+    """Yield (batch, function(batch)). A single batch is done in this process: starting workers costs about a second."""
+    workers, stream = runtime().workers, iter(batches)
+    first = list(islice(stream, 2))
+    if len(first) < 2 or workers == 1:
+        yield from ((batch, function(batch)) for batch in chain(first, stream))
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_with_parent)
+    pending: deque = deque()
+    try:
+        for batch in chain(first, stream):
+            pending.append((batch, pool.submit(function, batch)))
+            if len(pending) > 2 * workers:
+                done, future = pending.popleft()
+                yield done, future.result()
+        yield from ((done, future.result()) for done, future in pending)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """Workers of a killed parent would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent, "this runs in workers only"
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
