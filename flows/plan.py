@@ -1,7 +1,7 @@
 """What a recipe will cost, before anything runs: tokens, parameters, FLOPs, time, memory, disk.
 
-In: a recipe and the hardware's name. Out: lines of text. Method: FLOPs per token = 6 x matrix parameters + 12 x layers x
-width x context (PaLM, appendix B); time = FLOPs over peak x utilisation, the CPU's peak measured by one matrix product.
+In: a recipe and the hardware's name. Out: lines of text. Method: FLOPs per token = 6 x matrix parameters + 12 x layers
+x width x context (PaLM, appendix B); time = FLOPs over peak x utilisation, a CPU's peak measured by a matrix product.
 """
 
 import time
@@ -37,23 +37,18 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     steps = [("pretrain", recipe.pretrain)] + ([("sft", recipe.sft)] if recipe.sft else [])
     tflops, where = rate(gpus)
     yield f"corpus     {size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens ({name})"
-    yield f"model      {(matrices + vectors) / 1e6:,.2f} M parameters ({model.family}, depth {model.depth}, width {model.width})"
+    count, disk = matrices + vectors, size * 2 + tokens * 2
+    yield f"model      {count / 1e6:,.2f} M parameters ({model.family}, depth {model.depth}, width {model.width})"
     for stage, config in steps:
         trained = config.steps * config.batch * model.context
         flops = per_token * trained
         epochs = f" ({trained / tokens:.1f} times the corpus)" if stage == "pretrain" else " at most"
-        yield (
-            f"{stage:<10} {config.steps:,} steps x {config.batch} x {model.context} = {trained / 1e6:,.2f} M tokens{epochs},"
-            f" {flops:.2e} FLOPs, about {span(flops / (tflops * 1e12))} on {where}"
-        )
-    activations = (
-        4
-        * (recipe.pretrain.micro_batch or recipe.pretrain.batch)
-        * model.context
-        * (34 * model.depth * model.width + 3 * vocab)
-    )
-    yield f"memory     {((matrices + vectors) * 16 + activations) / 1e9:,.2f} GB (weights, gradients, AdamW, activations)"
-    yield f"disk       {(size * 2 + tokens * 2 + (matrices + vectors) * 12 * (len(steps) * 3 + 1)) / 1e9:,.2f} GB in the store"
+        total = f"{config.steps:,} steps x {config.batch} x {model.context} = {trained / 1e6:,.2f} M tokens{epochs}"
+        yield f"{stage:<10} {total}, {flops:.2e} FLOPs, about {span(flops / (tflops * 1e12))} on {where}"
+    rows = (recipe.pretrain.micro_batch or recipe.pretrain.batch) * model.context
+    activations = 4 * rows * (34 * model.depth * model.width + 3 * vocab)
+    yield f"memory     {(count * 16 + activations) / 1e9:,.2f} GB (weights, gradients, AdamW, activations)"
+    yield f"disk       {(disk + count * 12 * (len(steps) * 3 + 1)) / 1e9:,.2f} GB in the store"
 
 
 def parameters(model: ModelConfig, vocab: int) -> tuple[int, int]:

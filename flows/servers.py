@@ -106,12 +106,12 @@ def start(name: str, port: int) -> Server:
     """Start one server in a session of its own, on loopback, its output in `logs/`."""
     at, url = home(), f"http://127.0.0.1:{port}"
     (at / "logs").mkdir(parents=True, exist_ok=True)
-    bin_ = Path(sys.executable).parent
-    command = {
-        "prefect": [str(bin_ / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        "mlflow": [str(bin_ / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-                   "--backend-store-uri", f"sqlite:///{at}/mlflow.db", "--artifacts-destination", str(at / "mlartifacts")],
-    }[name]  # fmt: skip
+    database, files = f"sqlite:///{at}/mlflow.db", str(at / "mlartifacts")
+    words = {
+        "prefect": ["server", "start"],
+        "mlflow": ["server", "--workers", "1", "--backend-store-uri", database, "--artifacts-destination", files],
+    }[name]
+    command = [str(Path(sys.executable).parent / name), *words, "--host", "127.0.0.1", "--port", str(port)]
     env = {**os.environ, **QUIET, "PREFECT_HOME": str(at / "prefect"), "PREFECT_UI_API_URL": f"{url}/api"}
     env.pop("PREFECT_API_URL", None)
     with (at / "logs" / f"{name}.log").open("ab") as log:

@@ -46,7 +46,7 @@ class ModelConfig:
         self._derive("hidden", 4 * self.width if self.family == "gpt2" else -(-8 * self.width // 192) * 64)
         _multiple("model.", self, "width", "heads")
         _multiple("model.", self, "heads", "kv_heads")
-        _check(self.head_dim % 2 == 0, f"model.width / model.heads = {self.head_dim} must be even to be rotated")
+        _check(self.head_dim % 2 == 0, f"model.width / model.heads is {self.head_dim}, must be even; try other heads")
         plain = self.family == "modern" or (self.kv_heads == self.heads and self.rope_theta == 10000.0)
         _check(plain, "model.kv_heads and model.rope_theta need model.family=modern; leave them out for gpt2")
         _check(0 <= self.dropout < 1, f"model.dropout={self.dropout} must lie in [0, 1); try 0.1")
@@ -107,11 +107,9 @@ class TrainConfig:
         _at_least("", self, steps=1, batch=1, micro_batch=0, warmup_steps=0, weight_decay=0, clip=0, eval_every=1)
         _at_least("", self, eval_windows=1, checkpoint_every=1, keep=1, sample_every=0, seed=0)
         _check(self.lr > 0, f"lr={self.lr} must be positive; try 1e-3")
-        _check(0 <= self.min_lr_ratio <= 1, f"min_lr_ratio={self.min_lr_ratio} must lie between 0 and 1; try 0.1")
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            _check(0 <= value < 1, f"{name}={value} must lie in [0, 1); leave it out for the default")
-        if self.micro_batch:
-            _multiple("", self, "batch", "micro_batch")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("min_lr_ratio", self.min_lr_ratio)):
+            _check(0 <= value <= 1, f"{name}={value} must lie between 0 and 1; leave it out for the default")
+        _multiple("", self, "batch", "micro_batch")
 
 
 def _at_least(section: str, config: object, **floors: int) -> None:
@@ -121,7 +119,7 @@ def _at_least(section: str, config: object, **floors: int) -> None:
 
 
 def _multiple(section: str, config: object, whole: str, part: str) -> None:
-    a, b = getattr(config, whole), getattr(config, part)
+    a, b = getattr(config, whole), getattr(config, part) or 1
     way_out = f"try {section}{whole}={-(-a // b) * b}, or leave both out for the defaults"
     _check(a % b == 0, f"{section}{whole}={a} must be a multiple of {section}{part}={b}; {way_out}")
 

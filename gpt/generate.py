@@ -116,9 +116,10 @@ def sample(
     prompt = tokenizer.encode(start) or [tokenizer.eot]
     for begin in range(0, num_samples, 16):
         seeds = range(seed + begin, seed + min(begin + 16, num_samples))
-        knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seeds": seeds}
-        for row in generate(model, [prompt] * len(seeds), max_new_tokens, **knobs):
-            yield start + tokenizer.decode(row)
+        rows = generate(
+            model, [prompt] * len(seeds), max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seeds=seeds
+        )
+        yield from (start + tokenizer.decode(row) for row in rows)
 
 
 def pick_device(device: str) -> str:

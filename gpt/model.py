@@ -1,8 +1,8 @@
 """The transformer in its two families: GPT-2's blocks and the modern ones of Qwen3, by one `Block`.
 
 In: `ModelConfig`, a vocabulary size, token ids. Out: next-token logits, with a key-value cache for generation.
-After GPT-2 (Radford 2019), RoPE (Su 2021), SwiGLU (Shazeer 2020), QK-norm (Henry 2020), GQA (Ainslie 2023); both
-families compute what transformers' GPT2LMHeadModel and Qwen3ForCausalLM compute from the same weights.
+After GPT-2 (Radford 2019), RoPE (Su 2021), SwiGLU (Shazeer 2020), QK-norm (Henry 2020), GQA (Ainslie 2023). From the
+same weights both families compute what transformers' GPT2LMHeadModel and Qwen3ForCausalLM compute.
 """
 
 import torch
@@ -22,47 +22,62 @@ class Cache:
     """
 
     def __init__(self, config: ModelConfig, rows: int, device: torch.device | str = "cpu") -> None:
-        shape = config.depth, rows, config.kv_heads, config.context, config.head_dim
+        shape = config.depth, rows, config.context, config.kv_heads, config.head_dim
         self.k, self.v = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         self.length_B = torch.zeros(rows, dtype=torch.long, device=device)
 
-    def extend(self, layer: int, at_BT: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-        """Store one layer's keys and values at their positions; the first `slots` of all that is stored."""
-        rows_B1 = torch.arange(len(at_BT), device=at_BT.device)[:, None]
-        for store, new in ((self.k[layer], k_BGTD), (self.v[layer], v_BGTD)):
-            store[rows_B1, :, at_BT] = new.transpose(1, 2)
-        return self.k[layer, :, :, :slots], self.v[layer, :, :, :slots]
+
+class Where:
+    """What a pass over `ids_BT` knows about places: positions, rotation, the cache, and who may look at whom."""
+
+    def __init__(self, config: ModelConfig, ids_BT: Tensor, cache: Cache | None) -> None:
+        rows, time = ids_BT.shape
+        self.cache, self.mask_B1TS, self.cos = cache, None, None
+        self.at_BT = torch.arange(time, device=ids_BT.device)[None]
+        if cache is not None:
+            self.rows_B1 = torch.arange(rows, device=ids_BT.device)[:, None]
+            self.at_BT = cache.length_B[:, None] + self.at_BT
+            self.slots_S = torch.arange(int(self.at_BT.max()) + 1, device=ids_BT.device)
+            self.mask_B1TS = self.slots_S <= self.at_BT[:, None, :, None]
+        if config.family == "modern":
+            rates_D = torch.arange(0, config.head_dim, 2, device=ids_BT.device).float() / -config.head_dim
+            angles_BT1D = self.at_BT[:, :, None, None].float() * (config.rope_theta**rates_D).repeat(2)
+            self.cos, self.sin = angles_BT1D.cos(), angles_BT1D.sin()
+
+    def rotate(self, x_BTHD: Tensor) -> Tensor:
+        """RoPE in the half-rotation layout of Llama and Qwen; GPT-2 has its positions in the embedding."""
+        if self.cos is None:
+            return x_BTHD
+        left, right = x_BTHD.chunk(2, dim=-1)
+        return x_BTHD * self.cos + torch.cat((-right, left), dim=-1) * self.sin
+
+    def remember(self, layer: int, k_BTGD: Tensor, v_BTGD: Tensor) -> tuple[Tensor, Tensor]:
+        """Put one layer's new keys and values into the cache; all that it holds for these rows."""
+        if self.cache is None:
+            return k_BTGD, v_BTGD
+        for store, new in ((self.cache.k[layer], k_BTGD), (self.cache.v[layer], v_BTGD)):
+            store[self.rows_B1, self.at_BT] = new
+        return self.cache.k[layer][:, : len(self.slots_S)], self.cache.v[layer][:, : len(self.slots_S)]
 
 
 class Attention(nn.Module):
-    """Causal attention; `where` holds what all layers share: rotation, positions, mask, cache."""
+    """Causal attention over grouped heads."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer, bias = config, layer, config.family == "gpt2"
-        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=bias)
-        self.proj = nn.Linear(config.width, config.width, bias=bias)
-        modern = config.family == "modern"
-        self.q_norm = _norm(config, config.head_dim) if modern else nn.Identity()
-        self.k_norm = _norm(config, config.head_dim) if modern else nn.Identity()
+        self.config, self.layer, gpt2 = config, layer, config.family == "gpt2"
+        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=gpt2)
+        self.proj = nn.Linear(config.width, config.width, bias=gpt2)
+        self.q_norm, self.k_norm = (nn.Identity() if gpt2 else _norm(config, config.head_dim) for _ in "qk")
 
-    def forward(self, x_BTC: Tensor, where: "Where") -> Tensor:
-        c, (B, T, _) = self.config, x_BTC.shape
-        qkv = self.qkv(x_BTC).view(B, T, -1, c.head_dim).split((c.heads, c.kv_heads, c.kv_heads), dim=2)
-        q_BHTD, k_BGTD, v_BGTD = (part.transpose(1, 2) for part in qkv)
-        q_BHTD, k_BGTD = where.rotate(self.q_norm(q_BHTD)), where.rotate(self.k_norm(k_BGTD))
-        if where.cache is not None:
-            k_BGTD, v_BGTD = where.cache.extend(self.layer, where.at_BT, k_BGTD, v_BGTD, where.slots)
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BGTD,
-            v_BGTD,
-            where.mask_B1TS,
-            dropout_p=c.dropout if self.training else 0.0,
-            is_causal=where.mask_B1TS is None,
-            enable_gqa=c.kv_heads != c.heads,
-        )
-        return self.proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
+    def forward(self, x_BTC: Tensor, where: Where) -> Tensor:
+        c, mask, p = self.config, where.mask_B1TS, self.config.dropout if self.training else 0.0
+        heads = self.qkv(x_BTC).unflatten(-1, (-1, c.head_dim)).split((c.heads, c.kv_heads, c.kv_heads), dim=2)
+        q_BTHD, k_BTGD = where.rotate(self.q_norm(heads[0])), where.rotate(self.k_norm(heads[1]))
+        q, k, v = (part.transpose(1, 2) for part in (q_BTHD, *where.remember(self.layer, k_BTGD, heads[2])))
+        grouped = c.kv_heads != c.heads
+        y_BHTD = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None, enable_gqa=grouped)
+        return self.proj(y_BHTD.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -70,15 +85,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gated, bias = config.family == "modern", config.family == "gpt2"
-        self.up = nn.Linear(config.width, config.hidden * (2 if self.gated else 1), bias=bias)
-        self.down = nn.Linear(config.hidden, config.width, bias=bias)
+        self.gpt2 = config.family == "gpt2"
+        self.up = nn.Linear(config.width, config.hidden * (1 if self.gpt2 else 2), bias=self.gpt2)
+        self.down = nn.Linear(config.hidden, config.width, bias=self.gpt2)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        x = self.up(x_BTC)
-        if not self.gated:
-            return self.down(F.gelu(x, approximate="tanh"))
-        gate, up = x.chunk(2, dim=-1)
+        if self.gpt2:
+            return self.down(F.gelu(self.up(x_BTC), approximate="tanh"))
+        gate, up = self.up(x_BTC).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
@@ -91,33 +105,9 @@ class Block(nn.Module):
         self.ln2, self.mlp = _norm(config, config.width), MLP(config)
         self.dropout = config.dropout
 
-    def forward(self, x_BTC: Tensor, where: "Where") -> Tensor:
+    def forward(self, x_BTC: Tensor, where: Where) -> Tensor:
         x_BTC = x_BTC + F.dropout(self.attn(self.ln1(x_BTC), where), self.dropout, self.training)
         return x_BTC + F.dropout(self.mlp(self.ln2(x_BTC)), self.dropout, self.training)
-
-
-class Where:
-    """What a pass over `ids_BT` knows about places: positions, rotation, and who may look at whom."""
-
-    def __init__(self, config: ModelConfig, ids_BT: Tensor, cache: Cache | None) -> None:
-        steps_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        self.cache, self.mask_B1TS, self.at_BT, self.cos = cache, None, steps_T[None], None
-        if cache is not None:
-            self.at_BT = cache.length_B[:, None] + steps_T
-            self.slots = int(self.at_BT.max()) + 1
-            seen_S = torch.arange(self.slots, device=ids_BT.device)
-            self.mask_B1TS = seen_S <= self.at_BT[:, None, :, None]
-        if config.family == "modern":
-            rates_D = torch.arange(0, config.head_dim, 2, device=ids_BT.device).float() / -config.head_dim
-            angle_B1TD = self.at_BT[:, None, :, None].float() * (config.rope_theta**rates_D).repeat(2)
-            self.cos, self.sin = angle_B1TD.cos(), angle_B1TD.sin()
-
-    def rotate(self, x_BHTD: Tensor) -> Tensor:
-        """RoPE in the half-rotation layout of Llama and Qwen; GPT-2 has its positions in the embedding."""
-        if self.cos is None:
-            return x_BHTD
-        left, right = x_BHTD.chunk(2, dim=-1)
-        return x_BHTD * self.cos + torch.cat((-right, left), dim=-1) * self.sin
 
 
 class GPT(nn.Module):
@@ -145,9 +135,7 @@ class GPT(nn.Module):
     def stream(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Token ids -> the final normed stream_BTC, before the head; callers that need few logits start here."""
         where = Where(self.config, ids_BT, cache)
-        x_BTC = self.wte(ids_BT)
-        if self.wpe is not None:
-            x_BTC = x_BTC + self.wpe(where.at_BT)
+        x_BTC = self.wte(ids_BT) if self.wpe is None else self.wte(ids_BT) + self.wpe(where.at_BT)
         x_BTC = F.dropout(x_BTC, self.config.dropout, self.training)
         for block in self.h:
             x_BTC = block(x_BTC, where)

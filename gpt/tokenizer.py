@@ -36,10 +36,9 @@ PATTERNS = {
     "characters": r"[\s\S]",
 }
 
-_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-# GPT-2's letter for each byte, printable bytes first; this is also the order of the byte ids in our own vocabularies.
-LETTERS = {byte: chr(byte) for byte in _PRINTABLE}
-LETTERS |= {byte: chr(256 + n) for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+_PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+# GPT-2's letter for each byte, printable ones first; this is also the order of the byte ids in our own vocabularies.
+LETTERS = dict(zip([*_PLAIN, *sorted({*range(256)} - {*_PLAIN})], map(chr, [*_PLAIN, *range(256, 324)]), strict=True))
 
 
 class Tokenizer:
@@ -58,12 +57,15 @@ class Tokenizer:
     def load(cls, folder: Path) -> "Tokenizer":
         """Read what `save` wrote; UserError when the folder holds something else."""
         try:
-            lines = (folder / "ranks.tiktoken").read_bytes().splitlines()
+            lines = map(bytes.split, (folder / "ranks.tiktoken").read_bytes().splitlines())
             saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{folder} is no tokenizer of gptloom: {error.filename}: {error.strerror}") from error
-        ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
-        return cls(ranks, _pattern_of(saved), {token["content"]: token["id"] for token in saved["added_tokens"]})
+            steps = saved["pre_tokenizer"].get("pretokenizers")
+            spelling = steps[0]["pattern"]["Regex"] if steps else PATTERNS["gpt2"]
+            pattern = {known: name for name, known in PATTERNS.items()}[spelling]
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{folder} is no tokenizer of gptloom ({error!r}); name a folder that it wrote") from error
+        specials = {token["content"]: token["id"] for token in saved["added_tokens"]}
+        return cls({base64.b64decode(token): int(rank) for token, rank in lines}, pattern, specials)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text: `<|endoftext|>` inside it stays text; lone surrogates become U+FFFD."""
@@ -87,8 +89,8 @@ class Tokenizer:
     @cached_property
     def digest(self) -> str:
         """Name of the content: sha256 over pattern, specials and ranks; equal digests, equal meaning of every id."""
-        head = json.dumps([PATTERNS[self.pattern], self.specials])
-        return hashlib.sha256(head.encode() + self._rank_lines()).hexdigest()
+        head = json.dumps([PATTERNS[self.pattern], self.specials]).encode()
+        return hashlib.sha256(head + self._rank_lines()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write ranks.tiktoken, chat_template.jinja and the five files of a Hugging Face tokenizer.
@@ -103,16 +105,12 @@ class Tokenizer:
         # transformers 5 ignores tokenizer.json's split under GPT2Tokenizer: only the pattern it implies may name it.
         kind = "GPT2Tokenizer" if self.pattern == "gpt2" else "PreTrainedTokenizerFast"
         config = {"tokenizer_class": kind, "add_prefix_space": False, "clean_up_tokenization_spaces": False}
-        texts = {
-            "tokenizer.json": self._hugging_face(vocab, merges).to_str(),
-            "vocab.json": json.dumps(vocab | self.specials, ensure_ascii=False),
-            "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
-            "special_tokens_map.json": json.dumps(names, indent=2),
-            "tokenizer_config.json": json.dumps(config | names, indent=2),
-            "chat_template.jinja": TEMPLATE,
-        }
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        self._hugging_face(vocab, merges).save(str(folder / "tokenizer.json"), pretty=False)
+        (folder / "vocab.json").write_text(json.dumps(vocab | self.specials))
+        (folder / "merges.txt").write_bytes("\n".join(["#version: 0.2", *map(" ".join, merges), ""]).encode())
+        (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | names, indent=2))
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
         (folder / "ranks.tiktoken").write_bytes(self._rank_lines())
 
     def _rank_lines(self) -> bytes:
@@ -122,7 +120,7 @@ class Tokenizer:
         saved = HuggingFace(models.BPE(vocab=vocab, merges=merges))
         saved.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.pattern == "gpt2")
         if self.pattern != "gpt2":
-            split = pre_tokenizers.Split(Regex(PATTERNS[self.pattern]), behavior="isolated")
+            split = pre_tokenizers.Split(Regex(PATTERNS[self.pattern]), "isolated")
             saved.pre_tokenizer = pre_tokenizers.Sequence([split, saved.pre_tokenizer])
         saved.decoder = decoders.ByteLevel()
         saved.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self.specials])
@@ -152,12 +150,3 @@ def ranks_to_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
     return merges
-
-
-def _pattern_of(saved: dict) -> str:
-    """The name of the split pattern in a tokenizer.json."""
-    steps = saved["pre_tokenizer"].get("pretokenizers", [saved["pre_tokenizer"]])
-    spelling = steps[0].get("pattern", {}).get("Regex", PATTERNS["gpt2"])
-    if names := [name for name, known in PATTERNS.items() if known == spelling]:
-        return names[0]
-    raise UserError(f"tokenizer.json splits by {spelling!r}; known are the patterns of {', '.join(PATTERNS)}")

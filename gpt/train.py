@@ -1,8 +1,8 @@
 """The training program: `python -m gpt.train run.json`, started by tasks/trainer.py or by hand.
 
-In: run.json with task, out, lock, data, tokenizer, init, vocab_size, model, train, device and threads. Out: a Checkpoint
-folder in `out`, progress on stdout. Exit 0: finished; 143: stopped by SIGTERM or SIGINT after a checkpoint, run again to
-go on; 2: one line `error: ...` that says what to mend. Run again after a kill it ends with the same bytes (on a CPU).
+In: run.json with task, out, lock, data, tokenizer, init, vocab_size, model, train, device and threads.
+Out: a Checkpoint folder in `out`, progress on stdout. Exit 0: finished. 143: stopped by SIGTERM or SIGINT after a
+checkpoint; the same command goes on from there. 2: one line `error: ...` that says what to mend.
 """
 
 import fcntl

@@ -15,7 +15,14 @@ from gpt.errors import UserError
 from tasks import pydocs
 from tasks.store import canonical, file_digest
 
-ENDINGS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text", ".md": "text"}
+ENDINGS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".md": "text",
+}
 BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 READABLE = f"{', '.join(ENDINGS)}, and .gz or .zst of JSON lines; other tables: hf:csv:FILE (or {', '.join(BUILDERS)})"
 

@@ -1,11 +1,10 @@
 """Make the vocabulary: train a byte-level BPE, or take a known one, every character of the corpus, or an earlier one.
 
 In: Corpus. Out: Tokenizer, a Hugging Face tokenizer folder plus `ranks.tiktoken` (gpt/tokenizer.py writes it).
-Method: HF `tokenizers`' BPE trainer on GPT-2's split; the special and chat tokens follow the last rank.
+Method: HF `tokenizers`' BPE trainer on GPT-2's split; special and chat tokens follow the last rank.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,8 +24,6 @@ from tasks.runtime import progress, say
 from tasks.shard import FEW, documents, lot
 from tasks.stage import stage
 
-VOCABULARIES = "https://openaipublic.blob.core.windows.net/encodings/"
-
 
 class Vocabulary(Config):
     """Which tokens the model reads and writes."""
@@ -38,18 +35,19 @@ class Vocabulary(Config):
     sample_mb: int = Field(100, ge=1)
     """Train the bpe on about this many MB, spread evenly over the corpus."""
     ref: str | None = None
-    """Take the tokenizer of this artifact (tokenizer:KEY) or folder instead, with the same ids."""
+    """Take the tokenizer of this artifact (tokenizer:KEY) or folder instead, ids and all."""
 
     @model_validator(mode="after")
     def _every_setting_counts(self) -> "Vocabulary":
         counts = {"ref"} if self.ref else {"name", "vocab_size", "sample_mb"} if self.name == "bpe" else {"name"}
         for name, field in type(self).model_fields.items():
             if name not in counts and getattr(self, name) != field.default:
-                raise ValueError(f"{name}={getattr(self, name)!r} has no effect beside {min(counts)}; leave one out")
+                rival = f"ref={self.ref!r}" if self.ref else f"name={self.name!r}"
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect beside {rival}; leave one of them out")
         return self
 
     def outside(self) -> dict[str, str]:
-        """The content of the tokenizer that `ref` names; OpenAI's names are checked against sha256 by tiktoken."""
+        """The content of the tokenizer that `ref` names (what OpenAI's names mean, tiktoken checks by sha256)."""
         return {"ref": Loaded.load(_folder(self.ref)).digest} if self.ref else {}
 
 
@@ -58,44 +56,46 @@ def tokenizer(out: Path, config: Vocabulary, corpus: Corpus) -> Metrics:
     """Train a byte-level BPE on the corpus, or take gpt2, cl100k_base, o200k_base, characters, or an earlier one."""
     made = Loaded.load(_folder(config.ref)) if config.ref else _make(config, corpus)
     made.save(out)
-    return _measure(out / "report", made, corpus)
+    texts = list(sample(corpus, 2))
+    seen = Counter(token for text in texts for token in made.encode(text))
+    return {
+        "data/bytes_per_token": sum(len(text.encode()) for text in texts) / max(1, seen.total()),
+        "data/vocab_size": made.vocab_size,
+        "data/never_seen_tokens": len(made.ranks) - len(seen),
+        "data/sample_tokens": seen.total(),
+    }
 
 
 def _make(config: Vocabulary, corpus: Corpus) -> Loaded:
     if config.name == "bpe":
         ranks = train_bpe(sample(corpus, config.sample_mb), config.vocab_size - len(SPECIALS))
-    elif config.name == "characters":
+        return Loaded(ranks, "gpt2", reserve(ranks))
+    if config.name == "characters":
         ranks = character_ranks(text for _, text, _ in documents(corpus.parts))
-    else:
-        known = _openai(config.name)
-        return Loaded(known["mergeable_ranks"], config.name, reserve(known["mergeable_ranks"], known["special_tokens"]))
-    return Loaded(ranks, "gpt2" if config.name == "bpe" else "characters", reserve(ranks))
+        return Loaded(ranks, "characters", reserve(ranks))
+    known = _openai(config.name)
+    return Loaded(known["mergeable_ranks"], config.name, reserve(known["mergeable_ranks"], known["special_tokens"]))
 
 
 def sample(corpus: Corpus, megabytes: float) -> Iterator[str]:
-    """About so many MB of texts: the whole corpus, or the documents of the highest lots (validation has the lowest)."""
+    """About so many MB of texts: all of them, or the documents of the highest lots (validation has the lowest)."""
     files = [pq.read_metadata(path) for path in corpus.parts]
     columns = [f.row_group(g).column(c) for f in files for g in range(f.num_row_groups) for c in range(f.num_columns)]
-    share = megabytes * 1e6 / max(1, sum(c.total_uncompressed_size for c in columns if c.path_in_schema == "text"))
-    few = sum(f.num_rows for f in files) < FEW
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "text")
+    share = min(1.0, megabytes * 1e6 / max(1, size))
+    few = sum(f.num_rows for f in files) < FEW  # then the head of each document, for there may be just one
     for name, text, _ in documents(corpus.parts):
-        if share >= 1 or few:
-            yield text[: int(len(text) * min(share, 1))]  # a few long documents: the head of each
-        elif lot(name) >= 1 - share:
-            yield text
+        if few or lot(name) >= 1 - share:
+            yield text[: int(len(text) * share)] if few else text
 
 
 def train_bpe(texts: Iterable[str], size: int) -> dict[bytes, int]:
-    """Ranks of a BPE with `size` tokens (fewer when no pair occurs twice): the same texts give the same ranks."""
+    """Ranks of a BPE with `size` tokens (fewer when no pair occurs twice); the same texts give the same ranks."""
     model = HuggingFace(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # No special tokens here: the trainer would give them the first ids, where GPT-2's order has the bytes.
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
+    # No special tokens for the trainer: it would give them the first ids, which in GPT-2's order are the bytes'.
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False, initial_alphabet=letters)
     model.train_from_iterator(progress(texts, "documents"), trainer)
     byte_of = {letter: byte for byte, letter in LETTERS.items()}
     ranks = {bytes(byte_of[letter] for letter in token): rank for token, rank in model.get_vocab().items()}
@@ -106,16 +106,15 @@ def train_bpe(texts: Iterable[str], size: int) -> dict[bytes, int]:
 
 def character_ranks(texts: Iterable[str]) -> dict[bytes, int]:
     """The 256 bytes, then every character of the texts after the prefixes that BPE builds it from."""
-    letters = set().union(*progress(texts, "documents"))
-    spelled = [letter.encode() for letter in sorted(letters)]
+    spelled = [letter.encode() for letter in sorted(set().union(*progress(texts, "documents")))]
     tokens = [bytes([byte]) for byte in LETTERS] + [word[:n] for word in spelled for n in range(2, len(word) + 1)]
     return {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
 
 
 def _openai(name: str) -> dict:
-    """Ranks and special tokens by tiktoken, from its cache folder or the network."""
+    """Ranks and special tokens from tiktoken's cache folder or the network, checked by sha256."""
     file = "r50k_base" if name == "gpt2" else name  # the same ranks as gpt2's two files
-    url = f"{VOCABULARIES}{file}.tiktoken"
+    url = f"https://openaipublic.blob.core.windows.net/encodings/{file}.tiktoken"
     try:
         return ENCODING_CONSTRUCTORS[file]()
     except (OSError, ValueError) as error:
@@ -132,19 +131,3 @@ def _folder(ref: str) -> Path:
 
         folder = find_artifact(ref).path
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
-
-
-def _measure(report: Path, made: Loaded, corpus: Corpus) -> Metrics:
-    """Count tokens on 2 MB of the corpus; write the longest tokens with their counts for a person to look at."""
-    texts = list(sample(corpus, 2))
-    seen = Counter(token for text in texts for token in made.encode(text))
-    longest = sorted(made.ranks, key=lambda token: (-len(token), made.ranks[token]))[:50]
-    rows = [{"token": made.decode([made.ranks[t]]), "bytes": len(t), "seen": seen[made.ranks[t]]} for t in longest]
-    report.mkdir()
-    (report / "longest-tokens.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    return {
-        "data/bytes_per_token": sum(len(text.encode()) for text in texts) / max(1, seen.total()),
-        "data/vocab_size": made.vocab_size,
-        "data/never_seen_tokens": len(made.ranks) - len(seen),
-        "data/sample_tokens": seen.total(),
-    }

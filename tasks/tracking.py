@@ -1,7 +1,7 @@
 """Tracking: what a run did, written first to a journal on disk and delivered from there to MLflow, each point once.
 
 In: `Tracker` and `Child` calls of the stages; the trainer's own `logs/metrics.jsonl`. Out: `<store>/tracking/<run>/`
-and, when a server answers, one parent run, one child per stage, dataset entities, external models, a registered version.
+and, when a server answers, a parent run, one child per stage, dataset entities, external models, a model version.
 Method: at-least-once delivery of idempotent events is once. Nothing here blocks or fails a run: a server that is away
 leaves the journal behind its mark, and `gptloom sync` delivers the rest.
 """
@@ -84,8 +84,8 @@ class Tracker:
         """End the parent with its lineage note, register the release, wait for the courier; returns the run's URL."""
         self.event("note", id=self.id, stages=self.stages)
         if release:
-            self.event("register", id=self.id, digest=release)
-        self.event("end", id=self.id, status=status, journal=None)
+            self.event("register", id=self.id, name="export", digest=release)
+        self.event("end", id=self.id, status=status)
         self._events.close()
         url = self.courier.close(wait_s) if self.courier else ""
         self._lock.__exit__(None, None, None)
@@ -136,12 +136,13 @@ class Child:
             t.event("made_by", id=self.id, run=manifest["tracking"].get("run", ""))
         elif (artifact.path / "report").is_dir():
             t.event("files", id=self.id, folder=str(artifact.path / "report"))
-        t.event("metrics", id=self.id, values=artifact.metrics, curves=not hit)
+        if not hit:
+            t.event("ship", id=self.id, journal=str(artifact.path / "logs" / "metrics.jsonl"))
+        t.event("metrics", id=self.id, values=artifact.metrics)
         if self.stage in ("evaluate", "export"):  # the headline numbers, so that the parent's row has columns
-            t.event("metrics", id=t.id, values=artifact.metrics, curves=False)
+            t.event("metrics", id=t.id, values=artifact.metrics)
         t.event("tags", id=self.id, tags=tags)
-        journal = None if hit else str(artifact.path / "logs" / "metrics.jsonl")
-        t.event("end", id=self.id, status="FINISHED", journal=journal)
+        t.event("end", id=self.id, status="FINISHED")
 
     def fail(self, error: BaseException) -> None:
         """End the run as failed (or killed, when it was told to stop) with the error's first line."""
@@ -151,7 +152,7 @@ class Child:
         self.tracker.event(
             "tags", id=self.id, tags={"error": f"{type(error).__name__}: {error}"[:1000], "cache": "failed"}
         )
-        self.tracker.event("end", id=self.id, status=status, journal=None)
+        self.tracker.event("end", id=self.id, status=status)
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
@@ -219,8 +220,7 @@ class Courier(threading.Thread):
             try:
                 self.deliver()
                 pause_s = 0.2 if not self._closing.is_set() else 0.0
-            except Exception as error:
-                self.error = error
+            except Exception:
                 pause_s = min(30.0, max(1.0, pause_s * 2))
             if self._closing.wait(pause_s) and pause_s >= 1.0:
                 time.sleep(1.0)
@@ -256,6 +256,8 @@ class Courier(threading.Thread):
         """A refusal (4xx) is said and passed over, so that one bad event never holds up the rest."""
         from mlflow.exceptions import MlflowException
 
+        if event["do"] != "run" and event["id"] not in self.state["runs"]:
+            return  # its run was refused, and that was said
         try:
             getattr(self, f"_do_{event['do']}")(event)
         except MlflowException as error:
@@ -299,7 +301,7 @@ class Courier(threading.Thread):
         from mlflow.entities import LoggedModelInput
 
         if event["kind"] in MODELS:
-            if model := self._model(event["digest"]):
+            if model := self._model(event):
                 self.client.log_inputs(self.state["runs"][event["id"]], models=[LoggedModelInput(model)])
         else:
             self._dataset(event, {"mlflow.data.context": "input", **event["tags"]})
@@ -318,17 +320,17 @@ class Courier(threading.Thread):
         chips = [DatasetInput(dataset, [InputTag(k, v) for k, v in tags.items()])]
         self.client.log_inputs(self.state["runs"][event["id"]], chips)
 
-    def _model(self, digest: str) -> str | None:
-        found = self.client.search_logged_models(
-            [self._experiment()], f"tags.`artifact.digest` = '{digest}'", max_results=1
-        )
+    def _model(self, event: dict[str, Any]) -> str | None:
+        """The external model of a stage's content; two stages may put out equal bytes."""
+        which = f"tags.`artifact.digest` = '{event['digest']}' AND tags.stage = '{event['name']}'"
+        found = self.client.search_logged_models([self._experiment()], which, max_results=1)
         return found[0].model_id if found else None
 
     def _output_model(self, event: dict[str, Any]) -> None:
         from mlflow.entities import LoggedModelOutput
 
         run = self.state["runs"][event["id"]]
-        model = self._model(event["digest"])
+        model = self._model(event)
         if model is None:
             tags = {"artifact.digest": event["digest"], "artifact.key": event["key"], "artifact.uri": event["uri"],
                     "stage": event["name"]}  # fmt: skip
@@ -362,7 +364,7 @@ class Courier(threading.Thread):
         """Final values; a name that the run's own curve already carries is left to the curve."""
         from mlflow.entities import Metric
 
-        curve = self.state["steps"].get(event["id"], {}) if event["curves"] else {}
+        curve = self.state["steps"].get(event["id"], {})
         points = [Metric(k, float(v), event["at"], 0) for k, v in event["values"].items() if k not in curve]
         self.client.log_batch(self.state["runs"][event["id"]], metrics=points)
 
@@ -374,11 +376,13 @@ class Courier(threading.Thread):
     def _do_follow(self, event: dict[str, Any]) -> None:
         self.state["follow"][event["id"]] = event["journal"]
 
-    def _do_end(self, event: dict[str, Any]) -> None:
-        journal = event["journal"] or self.state["follow"].get(event["id"])
+    def _do_ship(self, event: dict[str, Any]) -> None:
+        """The rest of a trainer's journal, which moved with its folder when that was published."""
+        self._ship(event["id"], Path(event["journal"]))
         self.state["follow"].pop(event["id"], None)
-        if journal:
-            self._ship(event["id"], Path(journal))
+
+    def _do_end(self, event: dict[str, Any]) -> None:
+        self._do_ship({"journal": self.state["follow"].get(event["id"], ""), **event})
         self.client.set_terminated(self.state["runs"][event["id"]], event["status"], event["at"])
         self.state["done"] = event["id"] == next(iter(self.state["runs"]))
 
@@ -396,21 +400,23 @@ class Courier(threading.Thread):
         """One version of the registered model per release content, alias `challenger`."""
         from mlflow.exceptions import MlflowException
 
-        model = self._model(event["digest"])
+        model = self._model(event)
         with suppress(MlflowException):  # it exists
             self.client.create_registered_model(REGISTERED)
         versions = self.client.search_model_versions(f"name = '{REGISTERED}'")
-        same = [v for v in versions if v.source == f"models:/{model}"]
-        version = same[0] if same else self.client.create_model_version(
-            REGISTERED, f"models:/{model}", self.client.get_logged_model(str(model)).source_run_id, model_id=model, await_creation_for=0,
-            tags={"artifact.digest": event["digest"]})  # fmt: skip
+        version = next((v for v in versions if v.source == f"models:/{model}"), None)
+        if version is None:
+            run, tags = self.client.get_logged_model(str(model)).source_run_id, {"artifact.digest": event["digest"]}
+            version = self.client.create_model_version(
+                REGISTERED, f"models:/{model}", run, tags, model_id=model, await_creation_for=0
+            )
         self.client.set_registered_model_alias(REGISTERED, "challenger", version.version)
 
     def _ship(self, run: str, journal: Path) -> None:
         """Send each name's points above its last step sent: a trainer that goes back repeats itself, we do not."""
         from mlflow.entities import Metric
 
-        if not journal.exists():
+        if not journal.is_file():
             return
         sent = self.state["steps"].setdefault(run, {})
         points: list[Metric] = []
@@ -455,7 +461,4 @@ def end_the_dead(events: Path) -> None:
         file.truncate(len(whole))
         file.seek(len(whole))
         for run in reversed(left):
-            file.write(
-                json.dumps({"do": "end", "at": now_ms(), "id": run, "status": "KILLED", "journal": None}).encode()
-                + b"\n"
-            )
+            file.write(json.dumps({"do": "end", "at": now_ms(), "id": run, "status": "KILLED"}).encode() + b"\n")

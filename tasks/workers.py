@@ -1,4 +1,4 @@
-"""Worker processes: one function over many batches, on as many cores as the run may use.
+"""One function over many batches, on as many processes as the run may use.
 
 In: a function at the top of a light module (workers import it afresh), and batches.
 Out: (batch, result) in the order of the batches, so the same bytes for any number of workers.
@@ -9,13 +9,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from typing import TypeVar
 
 from tasks.runtime import runtime
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def spread(function: Callable[[A], B], batches: Iterable[A]) -> Iterator[tuple[A, B]]:
@@ -26,7 +27,7 @@ def spread(function: Callable[[A], B], batches: Iterable[A]) -> Iterator[tuple[A
         yield from ((batch, function(batch)) for batch in chain(first, stream))
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_with_parent)
-    pending: deque = deque()
+    pending: deque[tuple[A, Future[B]]] = deque()
     try:
         for batch in chain(first, stream):
             pending.append((batch, pool.submit(function, batch)))

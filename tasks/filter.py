@@ -1,0 +1,97 @@
+"""Drop documents that are no good prose: quality rules per detected language, and word lists, behind one interface.
+
+In: Corpus. Out: Corpus without them; `dropped/` names each with its rule, the number measured and an excerpt.
+Method: Gopher's rules (Rae et al. 2021); thresholds looser where documentation, plays and books need it.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from gpt.errors import UserError
+from tasks.artifacts import Config, Corpus, Metrics
+from tasks.corpus import Facts, Sieve, place, settle, tables
+from tasks.runtime import progress
+from tasks.stage import stage
+from tasks.store import file_digest
+from tasks.text.rules import RULES, Lexicon, judge, lexicon
+from tasks.workers import spread
+
+LISTED = "fuck fucking motherfucker cunt whore slut faggot nigger nigga kike puta hijoputa gilipollas maricón zorra"
+"""The built-in list: a floor, not a toxicity filter. Real lists come by `wordlists`."""
+
+
+class Filter(Config):
+    """A limit a rule; null switches the rule off."""
+
+    min_words: int | None = 40
+    """Fewest words (detected languages only). Gopher has 50."""
+    max_words: int | None = 2_000_000
+    """Most words (detected languages only). Gopher has 100,000, which forbids books."""
+    min_mean_word: float | None = 3.0
+    """Lowest mean word length in characters (detected languages only)."""
+    max_mean_word: float | None = 10.0
+    """Highest mean word length in characters (detected languages only)."""
+    min_stop_words: int | None = 2
+    """Fewest distinct words of the language's eight commonest (detected languages only)."""
+    min_alphabetic: float | None = 0.8
+    """Lowest share of words that are no numbers."""
+    max_symbols: float | None = 0.1
+    """Most `#` and ellipses per word."""
+    max_bullet_lines: float | None = 0.9
+    """Highest share of lines that begin with a bullet."""
+    max_ellipsis_lines: float | None = 0.3
+    """Highest share of lines that end with an ellipsis."""
+    max_repeated: float | None = 0.3
+    """Highest share of characters in lines that stood before in the document."""
+    max_listed: float | None = 2.0
+    """Most distinct listed words per started thousand words."""
+    wordlists: tuple[str, ...] = ()
+    """Files of unwanted words and phrases, one a line, matched as whole words; empty takes a small built-in list."""
+    max_drop_share: float = Field(0.5, ge=0, le=1)
+    """Stop when a greater share of the documents would go."""
+
+    def outside(self) -> dict[str, Any]:
+        """The word lists by content."""
+        return {"wordlists": [file_digest(_existing(name)) for name in self.wordlists]}
+
+
+@stage(Corpus, version="1")
+def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
+    """Drop documents that break a quality rule or hold too many listed words, each with its reason."""
+    words = lexicon([line for name in config.wordlists for line in _lines(name)] or LISTED.split())
+    limits = {name: getattr(config, name) for name in RULES}
+    parts = [
+        place(out, number, [file_digest(path), limits, words], partial(_build, path, limits, words))[1]
+        for number, path in enumerate(corpus.parts)
+    ]
+    way_out = "loosen filter.{reason} (null switches it off)"
+    return settle(out, "filter", parts, config.max_drop_share, way_out)
+
+
+def _build(path: Path, limits: dict[str, float | None], words: Lexicon, folder: Path) -> Facts:
+    """One part, judged by the workers row group by row group."""
+    sieve = Sieve(folder, pq.read_schema(path))
+    for table, verdicts in progress(spread(partial(judge, limits, words), tables(path)), "row groups"):
+        for row, broken in zip(table.to_pylist(), verdicts, strict=True):
+            if broken:
+                sieve.drop(row["id"], broken[0], row["text"], score=broken[1])
+            else:
+                sieve.keep(row)
+    return sieve.close()
+
+
+def _lines(name: str) -> list[str]:
+    try:
+        return _existing(name).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"filter.wordlists: {name!r} is not UTF-8 (byte {error.start}); convert it") from error
+
+
+def _existing(name: str) -> Path:
+    if not (path := Path(name).expanduser()).is_file():
+        raise UserError(f"filter.wordlists names {name!r}, which is no file; mend the path or leave it out")
+    return path

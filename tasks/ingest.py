@@ -1,0 +1,143 @@
+"""Read the sources into one Corpus: stable ids, checked text, what cannot be used dropped with its reason, all counted.
+
+In: files, folders, globs, Hugging Face datasets, `pydocs` (tasks/sources.py). Out: Corpus, one part per source, which
+a later run with more sources links instead of reading again. `logs/sources.json` says what was read.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from gpt.errors import UserError
+from tasks import pydocs
+from tasks.artifacts import Config, Corpus, Metrics
+from tasks.corpus import DOCUMENT, EXCERPT_CHARS, Facts, Sieve, place, settle
+from tasks.records import BadFile, Row, column_types, rows
+from tasks.runtime import progress, say
+from tasks.sources import Source, find
+from tasks.stage import stage
+from tasks.store import file_digest
+
+
+class Ingest(Config):
+    """What to read and how."""
+
+    sources: tuple[str, ...] = ("pydocs",)
+    """Files, folders, globs, hf:NAME[:CONFIG][:SPLIT], hf:csv:FILE, or pydocs: the installed documentation."""
+    text_column: str = "text"
+    """The column, or JSON key, that holds the text."""
+    carry: dict[str, Literal["string", "int64", "double", "bool"]] = {}
+    """Columns to carry along, with their types; null where a source lacks one."""
+    max_mb: float = Field(8.0, gt=0)
+    """Cap of the built-in corpus."""
+    max_doc_bytes: int = Field(10_000_000, ge=1_000)
+    """Longer rows are dropped; longer text files are split at blank lines."""
+    bad_files: Literal["fail", "skip"] = "fail"
+    """What to do about a file that cannot be read as a whole."""
+    max_drop_share: float = Field(0.5, ge=0, le=1)
+    """Stop when a greater share of the rows is unusable."""
+
+    def outside(self) -> dict[str, Any]:
+        """The sources by content."""
+        return {"sources": [source.identity for source in find(self.sources, self.max_mb)]}
+
+
+@stage(Corpus, version="1")
+def ingest(out: Path, config: Ingest) -> Metrics:
+    """Read the sources into one Corpus and say how big it is."""
+    parts: list[Facts] = []
+    report: list[dict[str, Any]] = []
+    reading = config.model_dump(mode="json", exclude={"sources", "bad_files", "max_drop_share"})
+    for source in find(config.sources, config.max_mb, note=say):
+        try:
+            facts = place(out, len(parts), [source.identity, reading], partial(_build, source, config))[1]
+        except BadFile as error:
+            if config.bad_files == "fail":
+                raise
+            say(f"skipped: {error}")
+            continue
+        parts.append(facts)
+        size = {"bytes": source.size_bytes or facts["bytes"], "documents": facts["documents"]}
+        report.append({"path": source.path, "kind": source.kind, "digest": source.digest, **size})
+    (out / "logs").mkdir(exist_ok=True)
+    (out / "logs" / "sources.json").write_text(json.dumps(report, indent=1))
+    return settle(out, "ingest", parts, config.max_drop_share, "look at the sources and ingest.text_column,")
+
+
+def _build(source: Source, config: Ingest, folder: Path) -> Facts:
+    """One source as one part."""
+    kinds = {name: pa.type_for_alias(alias) for name, alias in config.carry.items()}
+    sieve = Sieve(folder, pa.schema([*DOCUMENT, *map(pa.field, kinds.keys(), kinds.values())]))
+    for label, prefix, stream in _streams(source, config):
+        for number, row in enumerate(progress(stream, "rows")):
+            if number == 0 and isinstance(row, dict):
+                _check_column(source, config.text_column, {key: type(value).__name__ for key, value in row.items()})
+            name, (text, reason) = f"{prefix}-{number}", _checked(row, config)
+            if reason or isinstance(row, str):
+                sieve.drop(name, reason, text)
+            else:
+                carried = {column: _fitting(row.get(column), column, kind, source) for column, kind in kinds.items()}
+                sieve.keep({"id": name, "text": text, "source": label, **carried})
+    if source.kind == "file" and file_digest(Path(source.path)) != source.digest:
+        raise UserError(f"{source.path} changed while it was read; nothing of it was kept; run again")
+    return sieve.close()
+
+
+def _streams(source: Source, config: Ingest) -> Iterator[tuple[str, str, Iterator[Row]]]:
+    """(source column, id prefix, rows): one stream a file, one a distribution of the built-in corpus.
+
+    So a distribution that comes or goes leaves the ids of the others, and all that is made of them, as they are.
+    """
+    column = config.text_column
+    if source.kind == "pydocs":
+        for label, group in groupby(pydocs.documents(config.max_mb), lambda document: document["source"]):
+            stream: Iterator[Row] = ({column: document["text"]} for document in group)
+            yield label, hashlib.sha256(label.encode()).hexdigest()[:16], stream
+        return
+    if source.format == "text" and source.size_bytes > config.max_doc_bytes:
+        say(f"{source.path} is longer than ingest.max_doc_bytes={config.max_doc_bytes:,}: split at blank lines")
+    if source.format == "parquet":
+        _check_column(source, column, column_types(source))
+    label = source.digest[:16]
+    yield label, label, rows(source, (column, *config.carry), config.max_doc_bytes)
+
+
+def _check_column(source: Source, column: str, types: Mapping[str, str]) -> None:
+    """Before anything is read: the column is there and holds text (an int column would load without complaint)."""
+    if types.get(column) not in ("text", "str", "bytes", "NoneType"):
+        found = f"column {column!r} is {types[column]}" if column in types else f"there is no column {column!r}"
+        others = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none"
+        raise BadFile(f"{source.path}: {found}, and text is needed; columns are {others}; set ingest.text_column")
+
+
+def _checked(row: Row, config: Ingest) -> tuple[str, str]:
+    """(text, "") of a good row, (excerpt, reason) of a bad one."""
+    text = row if isinstance(row, str) else row.get(config.text_column)
+    if isinstance(row, str) or not isinstance(text, str | bytes):
+        return "", row if isinstance(row, str) else "null" if text is None else "not_text"
+    raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    if len(raw) > config.max_doc_bytes:
+        return raw[: 4 * EXCERPT_CHARS].decode(errors="replace"), "too_long"
+    text = raw.decode(errors="replace")
+    if text.encode() != raw:  # bad bytes, or half of a surrogate pair from a JSON escape
+        return text, "invalid_utf8"
+    return text, "empty" if not text.strip() else "nul_character" if "\0" in text else ""
+
+
+def _fitting(value: Any, column: str, kind: pa.DataType, source: Source) -> Any:
+    """A carried value as its declared type."""
+    if isinstance(value, bytes | str):
+        raw = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
+        value = raw.decode(errors="replace")
+    try:
+        return pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        what = f"{source.path}: {column!r} holds {str(value)[:40]!r}, which is no {kind}"
+        raise UserError(f"{what}; give the column's type in ingest.carry.{column}, or leave it out") from error

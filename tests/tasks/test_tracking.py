@@ -1,0 +1,258 @@
+"""Tracking against a real MLflow server: every point arrives once, whatever dies; lineage needs no store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows import servers
+from flows.lineage import as_text, from_mlflow
+from tasks.artifacts import Checkpoint, Config, Corpus, Metrics, Release
+from tasks.stage import Session, opened, stage
+from tasks.store import Store
+from tasks.tracking import Courier, flat, sync
+
+pytestmark = pytest.mark.server
+
+
+class Source(Config):
+    """Names its source."""
+
+    text: str = "hello"
+    """Content."""
+
+
+class Steps(Config):
+    """How long the fake trainer writes."""
+
+    steps: int = 20
+    """Points."""
+    pause_s: float = 0.0
+    """Between points."""
+
+
+@stage(Corpus, version="1")
+def ingest(out: Path, config: Source) -> Metrics:
+    """One document and the note of its source file."""
+    (out / "part-00000.parquet").write_text(config.text)
+    (out / "logs").mkdir()
+    (out / "report").mkdir()
+    (out / "report" / "examples.md").write_text("# removed")
+    source = {"path": "/data/x.txt", "digest": "d" * 64, "bytes": 5, "documents": 1, "kind": "file"}
+    (out / "logs" / "sources.json").write_text(json.dumps([source]))
+    return {"data/documents": 1}
+
+
+@stage(Checkpoint, version="1", resumes=True)
+def pretrain(out: Path, config: Steps, corpus: Corpus) -> Metrics:
+    """Stand-in for the trainer: appends the same journal lines, which is all that tracking sees of one."""
+    (out / "logs").mkdir(exist_ok=True)
+    with (out / "logs" / "metrics.jsonl").open("a") as journal:
+        for step in range(config.steps):
+            journal.write(json.dumps([int(time.time() * 1000), step, {"train/loss": 5 - step / 10}]) + "\n")
+            journal.flush()
+            time.sleep(config.pause_s)
+    (out / "model").write_text("weights")
+    return {"train/loss": 5 - (config.steps - 1) / 10, "val/bpb": 2.5}
+
+
+@stage(Release, version="1")
+def export(out: Path, config: Config, model: Checkpoint) -> Metrics:
+    """Copy."""
+    (out / "model").write_text("weights")
+    return {"eval/bpb": 2.5}
+
+
+def weave(uri, store, steps=20, pause_s=0.0):
+    session = Session(Store(store))
+    with opened("toy", {"a": {"b": 1}}, session, uri):
+        export(Config(), pretrain(Steps(steps=steps, pause_s=pause_s), ingest(Source())))
+    return session
+
+
+class Mlflow:
+    """A real server that can be killed and come back at the same address."""
+
+    def __init__(self, home):
+        self.home = str(home)
+        os.environ["GPTLOOM_HOME"] = self.home
+        self.server = servers.start("mlflow", servers.free_port(0))
+        self.wait()
+
+    def wait(self):
+        deadline = time.monotonic() + 90
+        while not self.server.healthy:
+            assert time.monotonic() < deadline, "MLflow does not start from the pinned versions"
+            time.sleep(0.2)
+
+    def kill(self):
+        os.killpg(self.server.pid, signal.SIGKILL)
+        os.waitpid(self.server.pid, 0)
+
+    def restart(self):
+        os.environ["GPTLOOM_HOME"] = self.home
+        self.server = servers.start("mlflow", int(self.server.url.rsplit(":", 1)[1]))
+        self.wait()
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLOOM_HOME", "")
+        patch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        server = Mlflow(tmp_path_factory.mktemp("home"))
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def client(mlflow):
+    from mlflow import MlflowClient
+
+    return MlflowClient(mlflow.server.url, mlflow.server.url)
+
+
+def children(client, parent):
+    found = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'", order_by=["attributes.start_time"])
+    return {run.data.tags["stage"]: client.get_run(run.info.run_id) for run in found}  # a search omits model inputs
+
+
+def digests(run):
+    return {chip.dataset.digest for chip in run.inputs.dataset_inputs}
+
+
+def run_id(session):
+    return session.url.split("/runs/")[1].split("?")[0]
+
+
+def test_a_run_has_a_parent_children_chips_a_model_and_a_note(mlflow, client, tmp_path):
+    session = weave(mlflow.server.url, tmp_path / "store")
+    assert session.url.endswith("?workflowType=machine_learning")
+    parent, stages = client.get_run(run_id(session)), children(client, run_id(session))
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == {"a.b": "1"}
+    assert list(stages) == ["ingest", "pretrain", "export"]
+    for run in stages.values():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["cache"] == "miss"
+        assert f"#/experiments/1/runs/{run.info.run_id}?workflowType" in parent.data.tags["mlflow.note.content"]
+    assert {c.dataset.name for c in stages["ingest"].inputs.dataset_inputs} == {"x.txt", "ingest"}
+    assert {c.dataset.name for c in parent.inputs.dataset_inputs} == {"x.txt"}, "the parent's row shows the sources"
+    assert len(stages["export"].inputs.model_inputs) == len(stages["export"].outputs.model_outputs) == 1
+    curve = client.get_metric_history(stages["pretrain"].info.run_id, "train/loss")
+    assert [m.step for m in curve] == list(range(20)), "the final value must not double the curve"
+    assert stages["pretrain"].data.metrics["val/bpb"] == 2.5
+    assert [a.path for a in client.list_artifacts(stages["ingest"].info.run_id, "report")] == ["report/examples.md"]
+    version = client.get_model_version_by_alias("gptloom", "challenger")
+    assert version.tags["artifact.digest"] == session.results["export"].digest
+
+
+def test_a_cached_run_has_the_same_lineage_and_points_to_its_maker(mlflow, client, tmp_path):
+    made = children(client, run_id(weave(mlflow.server.url, tmp_path / "store")))
+    cached = children(client, run_id(weave(mlflow.server.url, tmp_path / "store")))
+    versions = client.search_model_versions("name = 'gptloom'")
+    assert len({v.tags["artifact.digest"] for v in versions}) == len(versions), "registered once per digest"
+    for name, run in cached.items():
+        assert run.data.tags["cache"] == "hit"
+        assert run.data.tags["cache.source_run_id"] == made[name].info.run_id
+        assert {c.dataset.digest for c in run.inputs.dataset_inputs} == {
+            c.dataset.digest for c in made[name].inputs.dataset_inputs
+        }
+    assert len(client.get_metric_history(cached["pretrain"].info.run_id, "train/loss")) == 1, "curves are not doubled"
+
+
+def test_the_walk_reaches_every_source_file_with_the_store_moved_away(mlflow, tmp_path):
+    weave(mlflow.server.url, tmp_path / "store")
+    (tmp_path / "store").rename(tmp_path / "gone")
+    tree = from_mlflow("models:/gptloom@challenger", mlflow.server.url)
+    stages = [tree, tree["inputs"][0], tree["inputs"][0]["inputs"][0]]
+    assert [node["artifact"].split(":")[0] for node in stages] == ["export", "pretrain", "ingest"]
+    assert stages[2]["sources"] == [{"path": "/data/x.txt", "digest": "d" * 36}]
+    assert "source /data/x.txt" in as_text(tree)
+
+
+def test_a_server_that_dies_in_mid_training_costs_no_point_and_no_time(mlflow, client, tmp_path):
+    session = Session(Store(tmp_path / "store"))
+    began = time.monotonic()
+    with opened("outage", {}, session, mlflow.server.url):
+        corpus = ingest(Source())
+        time.sleep(1.0)
+        mlflow.kill()
+        model = pretrain(Steps(steps=200, pause_s=0.005), corpus)
+        trained_s = time.monotonic() - began
+        mlflow.restart()
+        export(Config(), model)
+    assert trained_s < 5, f"training waited for the tracking server: {trained_s:.1f} s"
+    run = children(client, run_id(session))["pretrain"]
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps == list(range(200)), f"{len(steps)} of 200 points"
+
+
+def test_without_a_server_everything_waits_for_sync_and_arrives_once(mlflow, client, tmp_path):
+    session = weave(None, tmp_path / "store", steps=50)
+    assert session.url == ""
+    assert sync(tmp_path / "store", mlflow.server.url) == (1, 0)
+    assert sync(tmp_path / "store", mlflow.server.url) == (0, 0)
+    found = client.search_runs(["1"], f"tags.`gptloom.id` = '{session.tracker.id}'")
+    assert len(found) == 1
+    run = children(client, found[0].info.run_id)["pretrain"]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(50))
+    assert run.info.status == "FINISHED"
+
+
+def test_a_courier_killed_between_any_two_events_repeats_nothing(mlflow, client, tmp_path):
+    session = weave(None, tmp_path / "store", steps=30)
+    while not (courier := Courier(session.tracker.folder, mlflow.server.url)).state["done"]:
+        events = (session.tracker.folder / "events.jsonl").read_bytes()
+        line = events[courier.state["at"] :].split(b"\n")[0]
+        courier._guarded(json.loads(line))  # done, but killed before it could note so
+        fresh = Courier(session.tracker.folder, mlflow.server.url)
+        fresh._guarded(json.loads(line))
+        fresh.state["at"] += len(line) + 1
+        fresh._save()
+    parent = client.search_runs(["1"], f"tags.`gptloom.id` = '{session.tracker.id}'")
+    assert len(parent) == 1
+    stages = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent[0].info.run_id}'")
+    assert len(stages) == 3
+    run = children(client, parent[0].info.run_id)["pretrain"]
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 30
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import importlib.util
+spec = importlib.util.spec_from_file_location("toy", sys.argv[3])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+from tasks.stage import Session, opened
+from tasks.store import Store
+with opened("dies", {}, Session(Store(Path(sys.argv[1]))), None):
+    toy.ingest(toy.Source())
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_left_is_delivered_as_killed(mlflow, client, tmp_path):
+    root = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", DIES, str(tmp_path / "store"), root, __file__], check=False)
+    assert sync(tmp_path / "store", mlflow.server.url) == (1, 0)
+    dead = client.search_runs(["1"], "attributes.run_name = 'dies'")
+    assert [run.info.status for run in dead] == ["KILLED"]
+    assert children(client, dead[0].info.run_id)["ingest"].info.status == "FINISHED"
+
+
+def test_nested_settings_become_dotted_parameters():
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": None}) == {
+        "a.b": "1",
+        "a.c": "{}",
+        "d": "[1, 2]",
+        "e": "None",
+    }
+    assert flat({}) == {}
