@@ -20,29 +20,38 @@ from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.failpoints import failpoint
 from gpt.model import GPT
+from gpt.tokenizer import Tokenizer
 
 PAYLOAD = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "config.json", "state.json")
+State = dict[str, Any]
+"""task, step, tokens (targets learned from), train settings, digests of tokenizer and data, the trainings before."""
 
 
-def save(root: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
+def save(root: Path, model: GPT, optimizer: torch.optim.Optimizer, state: State, keep: int) -> None:
     """Add the checkpoint of `state["step"]` to the folder `root` and drop all but the newest `keep`."""
     failpoint("checkpoint: begin")
     work = root / "work"
     shutil.rmtree(work, ignore_errors=True)  # its writer was killed
     work.mkdir(parents=True)
+    slots = [(name, optimizer.state[parameter]) for name, parameter in model.named_parameters()]
+    random = {"cpu": torch.get_rng_state()} | (
+        {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    )
     save_file(model.state_dict(), work / "model.safetensors")
-    save_file(_slots(model, optimizer), work / "optimizer.safetensors")
-    save_file(_random_states(), work / "rng.safetensors")
+    save_file(
+        {f"{name}/{key}": value for name, slot in slots for key, value in slot.items()}, work / "optimizer.safetensors"
+    )
+    save_file(random, work / "rng.safetensors")
     (work / "config.json").write_bytes(_canonical({"model": asdict(model.config), "vocab_size": model.vocab_size}))
     (work / "state.json").write_bytes(_canonical(state))
     failpoint("checkpoint: files")
     (work / "manifest.json").write_bytes(_canonical(_digests(work)))
     for path in (*work.iterdir(), work):
-        sync(path)
+        _sync(path)
     failpoint("checkpoint: before rename")
     work.rename(root / f"step-{state['step']:08d}")
     failpoint("checkpoint: renamed")
-    sync(root)
+    _sync(root)
     for old in sorted(root.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
@@ -50,20 +59,20 @@ def save(root: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[s
 def newest(root: Path) -> Path | None:
     """The newest checkpoint whose every byte is right; damaged newer ones are named and removed."""
     for folder in sorted(root.glob("step-*"), reverse=True):
-        try:
-            manifest = (folder / "manifest.json").read_bytes()
-            if manifest == _canonical(_digests(folder)):
-                return folder
-        except OSError:
-            pass
-        print(f"{folder.name} is damaged; trying the one before", flush=True)
+        manifest = folder / "manifest.json"
+        if manifest.exists() and manifest.read_bytes() == _canonical(_digests(folder)):
+            return folder
+        print(f"checkpoint {folder.name} is damaged; trying the one before", flush=True)
         shutil.rmtree(folder)
     return None
 
 
-def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's weights, optimiser and RNG back in place; its state."""
-    device = str(model.wte.weight.device)
+def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer, expect: State) -> State:
+    """Put weights, optimiser and RNG back in place; the state, which must differ from `expect` in its progress only."""
+    state, device = read_state(folder), str(model.wte.weight.device)
+    for key in sorted(expect.keys() - {"step", "tokens"}):
+        if state[key] != expect[key]:
+            raise UserError(f"{folder} is from a run with another {key}; give this run a new folder")
     model.load_state_dict(load_file(folder / "model.safetensors", device))
     parameters = dict(model.named_parameters())
     for name, value in load_file(folder / "optimizer.safetensors", device).items():
@@ -73,14 +82,13 @@ def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> dict[
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    return read_state(folder)
+    return state
 
 
-def publish(checkpoint: Path, tokenizer: Path, out: Path) -> None:
+def publish(checkpoint: Path, tokenizer: Tokenizer, out: Path) -> None:
     """Make `out` a Checkpoint artifact; killed anywhere and called again it ends the same. state.json comes last."""
     (out / "tokenizer").mkdir(exist_ok=True)
-    for path in sorted(path for path in tokenizer.iterdir() if path.is_file()):
-        shutil.copyfile(path, out / "tokenizer" / path.name)
+    tokenizer.save(out / "tokenizer")
     for name in PAYLOAD:
         failpoint("publish: file")
         (out / name).unlink(missing_ok=True)
@@ -93,31 +101,20 @@ def load_model(folder: Path, device: str = "cpu") -> GPT:
         config = json.loads((folder / "config.json").read_text())
         model = GPT(ModelConfig(**config["model"]), config["vocab_size"])
     except (OSError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no checkpoint of gptloom: {error!r}; give the folder of one") from error
+        raise UserError(f"{folder} is no checkpoint of gptloom ({error!r}); give the folder of one") from error
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.to(device).eval()
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """state.json: task, step, target tokens seen, tokenizer digest, settings and the stages before."""
+def read_state(folder: Path) -> State:
+    """state.json of a checkpoint or a Checkpoint."""
     return json.loads((folder / "state.json").read_text())
 
 
-def sync(path: Path) -> None:
-    """Put a file or a folder's list of names on the disk."""
+def _sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
     os.close(fd)
-
-
-def _slots(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    slots = ((name, optimizer.state[parameter]) for name, parameter in model.named_parameters())
-    return {f"{name}/{slot}": value for name, state in slots for slot, value in state.items()}
-
-
-def _random_states() -> dict[str, torch.Tensor]:
-    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    return {"cpu": torch.get_rng_state()} | cuda
 
 
 def _digests(folder: Path) -> dict[str, str]:

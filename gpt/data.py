@@ -40,13 +40,127 @@ class Stream:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.parts = [read_shard(path) for path in files]
-        self.ends = np.cumsum([0, *map(len, self.parts)])
+        self.begins = np.cumsum([0, *map(len, self.parts)])
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.begins[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) as int64, across file borders."""
-        low, high = np.searchsorted(self.ends, (start, stop), side="right") - 1
-        around = np.concatenate([*self.parts[low : high + 1], np.zeros(0, np.int64)]) if low != high else self.parts[low]
-        return around[start - self.ends[low] : stop - self.ends[low]].astype(np.int64)
+        low, high = np.searchsorted(self.begins, start, side="right") - 1, np.searchsorted(self.begins, stop)
+        begun = zip(self.parts[low:high], self.begins[low:high], strict=False)
+        return np.concatenate([np.zeros(0, np.int64), *(part[max(0, start - at) : stop - at] for part, at in begun)])
+
+
+def batch(stream: Stream, seed: int, step: int, batch: int, context: int) -> Batch:
+    """The windows of one step. An epoch has each window of its grid once; the grid starts at the epoch's own phase.
+
+    One window less than would fit leaves room for the phase, so up to 2 x context tokens sit out in each epoch.
+    """
+    windows = max(1, (len(stream) - 1) // context - 1)
+    epochs_B, order_B = order(seed, step, batch, windows)
+    slack = len(stream) - windows * context
+    return _cut(
+        stream, [_key(seed, e, "phase") % slack + i * context for e, i in zip(epochs_B, order_B, strict=True)], context
+    )
+
+
+def first(stream: Stream, count: int, context: int) -> Batch:
+    """The first `count` windows in stream order for evaluation; fewer where the stream ends, a short one at least."""
+    length = min(context, len(stream) - 1)
+    return _cut(stream, [i * length for i in range(min(count, (len(stream) - 1) // length))], length)
+
+
+def _cut(stream: Stream, starts: list[int], context: int) -> Batch:
+    ids = np.stack([stream.read(start, start + context + 1) for start in starts])
+    return ids[:, :-1], ids[:, 1:]
+
+
+class Windows:
+    """A Shards folder as training data: windows that cross documents and files."""
+
+    def __init__(self, folder: Path, context: int) -> None:
+        self.context = context
+        self.train, self.val = (Stream(sorted(folder.glob(f"{split}-*.bin"))) for split in ("train", "val"))
+        for name, stream, least in (("train", self.train, context + 1), ("val", self.val, 2)):
+            if len(stream) < least:
+                way_out = "add text, lower model.context or raise shard.val_fraction"
+                raise UserError(f"the {name} split has {len(stream)} tokens but needs {least}; {way_out}")
+
+    def batch(self, seed: int, step: int, rows: int) -> Batch:
+        """The windows of one training step."""
+        return batch(self.train, seed, step, rows, self.context)
+
+    def held_out(self, count: int) -> Batch:
+        """The first held-out windows."""
+        return first(self.val, count, self.context)
+
+
+class Conversations:
+    """A Chats folder as training data: one conversation a row, cut to the context, loss on assistant tokens only."""
+
+    def __init__(self, folder: Path, context: int) -> None:
+        names = ("ids", "mask", "offsets", "split")
+        self.ids, self.mask, offsets, split = (
+            np.load(folder / f"{name}.npy", "r", allow_pickle=False) for name in names
+        )
+        self.spans = np.stack([offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + context + 1)], axis=1).tolist()
+        labelled = np.array([self.mask[a + 1 : b].any() for a, b in self.spans], bool)
+        self.train, self.val = (np.flatnonzero(labelled & (split == part)) for part in (0, 1))
+        for name, rows in (("training", self.train), ("held-out", self.val)):
+            if not len(rows):
+                raise UserError(
+                    f"no {name} conversation has an assistant's word within {context} tokens; raise model.context"
+                )
+        if not labelled.all():
+            print(
+                f"{(~labelled).sum()} conversations have no assistant's word within {context} tokens: left out",
+                flush=True,
+            )
+
+    def batch(self, seed: int, step: int, rows: int) -> Batch:
+        """The conversations of one training step; an epoch has each once."""
+        return self._padded(self.train[order(seed, step, rows, len(self.train))[1]])
+
+    def held_out(self, count: int) -> Batch:
+        """The first held-out conversations."""
+        return self._padded(self.val[:count])
+
+    def _padded(self, chosen: np.ndarray) -> Batch:
+        """Rows as long as the longest; what fills the others up has no loss, and no real token looks at it."""
+        spans = [self.spans[row] for row in chosen]
+        shape = len(spans), max(b - a for a, b in spans) - 1
+        x_BT, y_BT = np.zeros(shape, np.int64), np.full(shape, IGNORED)
+        for row, (a, b) in enumerate(spans):
+            x_BT[row, : b - a - 1] = self.ids[a : b - 1]
+            y_BT[row, : b - a - 1] = np.where(self.mask[a + 1 : b], self.ids[a + 1 : b].astype(np.int64), IGNORED)
+        return x_BT, y_BT
+
+
+def order(seed: int, step: int, batch: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epoch and sample number of each row of a step: every `samples` rows go through all samples once."""
+    epoch_B, place_B = np.divmod(np.arange(step * batch, (step + 1) * batch), samples)
+    for epoch in np.unique(epoch_B):
+        here = epoch_B == epoch
+        place_B[here] = permute(place_B[here], samples, _key(seed, epoch, "order"))
+    return epoch_B, place_B
+
+
+def permute(places: np.ndarray, size: int, key: int, rounds: int = 4) -> np.ndarray:
+    """A keyed bijection on [0, size): a Feistel network, walked again from each result that lies outside."""
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low, result, todo = np.uint64((1 << int(half)) - 1), places.astype(np.uint64), np.arange(len(places))
+    while len(todo):
+        left, right = result[todo] >> half, result[todo] & low
+        for turn in range(rounds):
+            x = right + np.uint64((key + turn * 0x9E3779B97F4A7C15) % 2**64)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's finaliser (Steele 2014)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            left, right = right, left ^ ((x ^ (x >> np.uint64(31))) & low)
+        result[todo] = left << half | right
+        todo = todo[result[todo] >= size]
+    return result.astype(np.int64)
+
+
+def _key(seed: int, epoch: int, use: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{use}".encode(), digest_size=8).digest(), "little")

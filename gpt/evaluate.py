@@ -26,8 +26,7 @@ from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 # B batch (windows or answers), T time, C channels, V vocabulary
-Rows = list[dict[str, Any]]
-Z = 1.96  # standard errors on each side of a 95 % interval
+Row = dict[str, Any]
 REFUSAL = re.compile(
     r"\b(sorry|I can(no|'|’)t|I can not|I (won['’]t|will not)|unable to help|no puedo|lo siento)\b", re.I
 )
@@ -41,12 +40,13 @@ def evaluate(run: dict[str, Any]) -> None:
     models = {who: load_model(Path(folder), device) for who, folder in run["models"].items()}
     one, tokenizer = next(iter(models.values())), Tokenizer.load(Path(run["tokenizer"]))
     text = HeldOut(Path(run["shards"]), tokenizer, config["tokens"], one.config.context)
-    held = json.loads((Path(run["chats"]) / "heldout.json").read_text()) if run["chats"] else {}
+    held = json.loads((Path(run["chats"]) / "heldout.json").read_text(encoding="utf-8")) if run["chats"] else {}
     asked = {kind: items[: config["questions"]] for kind, items in held.items()}
     scores, spoken = text.baselines() + (chat_baselines(asked) if asked else []), []
     torch.manual_seed(config["seed"])
     for who, model in {"untrained": GPT(one.config, one.vocab_size).to(device).eval(), **models}.items():
-        scores += text.measure(who, nats(who, model, text.x_BT, text.y_BT))
+        steps = batches(f"{who}: held-out window", len(text.y_BT), 16)
+        scores += text.measure(who, np.concatenate([nats(model, text.x_BT[at], text.y_BT[at]) for at in steps]))
         if asked:
             rows, replies = chat_scores(who, model, tokenizer, asked, config["reply_tokens"])
             scores, spoken = scores + rows, spoken + replies
@@ -59,9 +59,10 @@ def evaluate(run: dict[str, Any]) -> None:
     }
     (out / "scores.json").write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     knobs = {"num_samples": config["samples"], "max_new_tokens": config["sample_tokens"], "seed": config["seed"]}
-    drawn = [(who, s) for who in models for s in sample(Path(run["models"][who]), "", **knobs, device=device)]
-    samples = [*(f"== {who} ==\n{s}" for who, s in drawn), *spoken, ""]
-    (out / "samples.txt").write_text("\n---------------\n".join(samples), encoding="utf-8")
+    for who in reversed(models):
+        drawn = sample(Path(run["models"][who]), "", **knobs, device=device)
+        spoken = [f"== {who}, from nothing ==\n{words}" for words in drawn] + spoken
+    (out / "samples.txt").write_text("\n---------------\n".join([*spoken, ""]), encoding="utf-8")
 
 
 class HeldOut:
@@ -73,13 +74,13 @@ class HeldOut:
         self.x_BT, self.y_BT = first(val, max(1, tokens // context), context)
         self.counts_V = np.bincount(train.read(0, min(len(train), 2**22)), minlength=tokenizer.vocab_size)
 
-    def measure(self, who: str, nats_BT: np.ndarray) -> Rows:
+    def measure(self, who: str, nats_BT: np.ndarray) -> list[Row]:
         """Nats per token over all tokens; bits per byte over those that stand for bytes."""
         size_BT = self.bytes_V[self.y_BT]
-        bits_BT = nats_BT * (size_BT > 0) / math.log(2)
-        return [ratio("loss", who, nats_BT, np.ones_like(size_BT)), ratio("bpb", who, bits_BT, size_BT)]
+        bits, size = nats_BT[size_BT > 0].sum() / math.log(2), size_BT.sum()
+        return [row("loss", who, nats_BT.mean(), nats_BT.size), row("bpb", who, bits / size, size)]
 
-    def baselines(self) -> Rows:
+    def baselines(self) -> list[Row]:
         """Every token alike; each as often as in training; `xz -9` on the same text."""
         nats_V = -np.log((self.counts_V + 1) / (self.counts_V + 1).sum())
         raw = self.tokenizer.decode(self.y_BT[self.bytes_V[self.y_BT] > 0]).encode()
@@ -88,17 +89,7 @@ class HeldOut:
         return [*self.measure("uniform", uniform), *self.measure("unigram", nats_V[self.y_BT]), xz]
 
 
-@torch.inference_mode()
-def nats(who: str, model: GPT, x_BT: np.ndarray, y_BT: np.ndarray) -> np.ndarray:
-    """What each next token costs the model: float64 [B, T]."""
-    costs, (B, T) = [], x_BT.shape
-    for at in batches(f"{who}: held-out window", B, max(1, 2**25 // (T * model.vocab_size))):  # 128 MiB of logits
-        x, y = (torch.from_numpy(ids_BT[at]).to(model.wte.weight.device) for ids_BT in (x_BT, y_BT))
-        costs.append(F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none").view_as(y).double().cpu())
-    return torch.cat(costs).numpy()
-
-
-def chat_baselines(asked: dict[str, Any]) -> Rows:
+def chat_baselines(asked: dict[str, Any]) -> list[Row]:
     """The best constant position, the longest answer, and one who refuses everything."""
     right = [choice["correct"] for choice in asked["choices"]]
     lengths = [list(map(len, choice["answers"])) for choice in asked["choices"]]
@@ -111,7 +102,7 @@ def chat_baselines(asked: dict[str, Any]) -> Rows:
 
 def chat_scores(
     who: str, model: GPT, tokenizer: Tokenizer, asked: dict[str, Any], tokens: int
-) -> tuple[Rows, list[str]]:
+) -> tuple[list, list[str]]:
     """Scores on held-out questions and prompts, and the first greedy replies of each kind as text."""
     steps = batches(f"{who}: question", len(asked["choices"]), 16)
     right = [choose(model, tokenizer, c) == c["correct"] for at in steps for c in asked["choices"][at]]
@@ -119,14 +110,12 @@ def chat_scores(
     for kind, measure in SPOKEN.items():
         prompts, replies = [ask(tokenizer, text) for text in asked[kind]], []
         for at in batches(f"{who}: reply to {kind}", len(prompts), 64):
-            stop = tokenizer.end, tokenizer.eot
-            replies += generate(model, prompts[at], tokens, temperature=0, stop=stop)
+            replies += generate(model, prompts[at], tokens, temperature=0, stop=(tokenizer.end, tokenizer.eot))
         said = [tokenizer.decode(ids) for ids in replies]
         formed = [well_formed(tokenizer, ids) for ids in replies]
         scores += share(measure, who, formed if kind == "prompts" else [bool(REFUSAL.search(text)) for text in said])
-        spoken += [
-            f"== {who}, {kind} ==\nuser: {q}\nassistant: {a}" for q, a in zip(asked[kind][:3], said[:3], strict=True)
-        ]
+        pairs = zip(asked[kind][:3], said[:3], strict=True)
+        spoken += [f"== {who}, {kind} ==\nuser: {question}\nassistant: {answer}" for question, answer in pairs]
     return scores, spoken
 
 
@@ -141,21 +130,25 @@ def well_formed(tokenizer: Tokenizer, ids: list[int]) -> bool:
     return ids[-1] == tokenizer.end and said != "" and not special & set(ids[:-1])
 
 
-@torch.inference_mode()
-def choose(model: GPT, tokenizer: Tokenizer, choice: dict[str, Any]) -> int:
+def choose(model: GPT, tokenizer: Tokenizer, choice: Row) -> int:
     """The answer whose tokens are the likeliest on average after the question; beyond the context its end counts."""
     answers = [tokenizer.encode(answer)[-model.config.context :] for answer in choice["answers"]]
     rows = [[*ask(tokenizer, choice["question"]), *answer][-model.config.context - 1 :] for answer in answers]
     longest = max(map(len, rows))
-    ids_BT = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.wte.weight.device)
-    costs_BT = F.cross_entropy(model(ids_BT[:, :-1]).transpose(1, 2), ids_BT[:, 1:], reduction="none").tolist()
-    ends = [len(row) - 1 for row in rows]
-    means = [np.mean(costs[end - len(a) : end]) for costs, end, a in zip(costs_BT, ends, answers, strict=True)]
-    return int(np.argmin(means))
+    ids_BT = np.array([ids + [0] * (longest - len(ids)) for ids in rows])
+    triples = zip(nats(model, ids_BT[:, :-1], ids_BT[:, 1:]), rows, answers, strict=True)
+    return int(np.argmin([nats_T[len(ids) - 1 - len(answer) : len(ids) - 1].mean() for nats_T, ids, answer in triples]))
 
 
 @torch.inference_mode()
-def next_tokens(who: str, model: GPT, tokenizer: Tokenizer, prompt: str) -> Rows:
+def nats(model: GPT, x_BT: np.ndarray, y_BT: np.ndarray) -> np.ndarray:
+    """What each next token costs the model: float64 [B, T]."""
+    x, y = (torch.from_numpy(ids_BT).to(model.wte.weight.device) for ids_BT in (x_BT, y_BT))
+    return F.cross_entropy(model(x).transpose(1, 2), y, reduction="none").double().cpu().numpy()
+
+
+@torch.inference_mode()
+def next_tokens(who: str, model: GPT, tokenizer: Tokenizer, prompt: str) -> list[Row]:
     """The likeliest next tokens after a prompt that opens a document."""
     ids = [tokenizer.eot, *tokenizer.encode(prompt)][-model.config.context :]
     p_V = model(torch.tensor([ids], device=model.wte.weight.device))[0, -1].softmax(-1)
@@ -163,7 +156,7 @@ def next_tokens(who: str, model: GPT, tokenizer: Tokenizer, prompt: str) -> Rows
 
 
 @torch.inference_mode()
-def neighbours(who: str, model: GPT, text: HeldOut, word: str) -> Rows:
+def neighbours(who: str, model: GPT, text: HeldOut, word: str) -> list[Row]:
     """The tokens, of those seen in training, whose embeddings point most nearly where the word's (mean) does."""
     own = min((text.tokenizer.encode(form) for form in (f" {word}", word)), key=len)
     wte_VC = model.wte.weight.cpu()
@@ -172,32 +165,24 @@ def neighbours(who: str, model: GPT, text: HeldOut, word: str) -> Rows:
     return top(text.tokenizer, cosine_V, {"who": who, "word": word}, "cosine")
 
 
-def top(tokenizer: Tokenizer, values_V: torch.Tensor, head: dict[str, Any], name: str) -> Rows:
+def top(tokenizer: Tokenizer, values_V: torch.Tensor, head: Row, name: str) -> list[Row]:
     """The ten tokens of the highest values, as rows."""
     pairs = zip(*(best.tolist() for best in values_V.topk(10)), strict=True)
     return [head | {"token": tokenizer.decode([token]), name: round(value, 6)} for value, token in pairs]
 
 
-def share(measure: str, who: str, hits: list[bool]) -> Rows:
-    """How often something held, with Wilson's interval; no row where nothing was asked."""
+def share(measure: str, who: str, hits: list[bool], z: float = 1.96) -> list[Row]:
+    """How often something held, with Wilson's 95 % interval; no row where nothing was asked."""
     if not hits:
         return []
     n, p = len(hits), sum(hits) / len(hits)
-    middle, reach = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return [row(measure, who, p, n, (middle - reach) / (1 + Z**2 / n), (middle + reach) / (1 + Z**2 / n))]
+    middle, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return [row(measure, who, p, n, (middle - reach) / (1 + z**2 / n), (middle + reach) / (1 + z**2 / n))]
 
 
-def ratio(measure: str, who: str, top_BT: np.ndarray, bottom_BT: np.ndarray) -> dict[str, Any]:
-    """Sum over sum, with an interval from how the windows differ; none from a single window."""
-    top_B, bottom_B, B, n = top_BT.sum(1), bottom_BT.sum(1), len(top_BT), bottom_BT.sum()
-    value = top_B.sum() / n
-    error = Z * math.sqrt(((top_B - value * bottom_B) ** 2).sum() * B / max(1, B - 1)) / n
-    return row(measure, who, value, n, *((value - error, value + error) if B > 1 else ()))
-
-
-def row(measure: str, who: str, value: float, n: int, *interval: float) -> dict[str, Any]:
+def row(measure: str, who: str, value: float, n: int, *interval: float) -> Row:
     """One line of the scores; six decimals, so that another number of threads rarely shows."""
-    low, high = (round(float(bound), 6) for bound in interval) if interval else (None, None)
+    low, high = (round(bound, 6) for bound in interval) if interval else (None, None)
     return {"measure": measure, "who": who, "value": round(float(value), 6), "low": low, "high": high, "n": int(n)}
 
 

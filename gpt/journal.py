@@ -1,7 +1,7 @@
 """The metrics journal: what a trainer measured, as JSON lines that nothing but a disk has to receive.
 
 In: `log(step, {name: value})`. Out: a file of `[time_ms, step, {name: value}]` lines, which tasks/tracking.py ships to
-MLflow: training never waits for a server, and a replay of the same lines is stored once.
+MLflow: training never waits for a server.
 """
 
 import json
@@ -27,13 +27,3 @@ class Journal:
     def sync(self) -> None:
         """Put it on the disk; called before each checkpoint, so that no checkpoint is ahead of its journal."""
         os.fsync(self.fd)
-
-
-def series(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """All points of a journal: name to (step, value) pairs in the order of writing."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text().splitlines():
-        _, step, values = json.loads(line)
-        for name, value in values.items():
-            found.setdefault(name, []).append((step, value))
-    return found

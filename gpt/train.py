@@ -16,35 +16,32 @@ from pathlib import Path
 
 from gpt.errors import UserError
 
-STOP = threading.Event()
-
 
 def main() -> int:
-    """Install handlers, take the lock, then import torch: a signal during its seconds of import must not kill us."""
+    """Install handlers, take the lock, then import torch: a signal in its seconds of import must not kill us."""
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: STOP.set())
+        signal.signal(number, lambda *_: stop.set())
     try:
         run = json.loads(Path(sys.argv[1]).read_text())
-        hold(Path(run["lock"]))
+        hold(Path(run["lock"]), stop)
         from gpt.loop import train
 
-        return 0 if train(run, STOP) else 143
+        return 0 if train(run, stop) else 143
     except (UserError, OSError) as error:
         print(f"error: {error}", flush=True, file=sys.stderr)
         return 2
 
 
-def hold(lock: Path, wait_s: float = 60.0) -> None:
+def hold(lock: Path, stop: threading.Event, wait_s: float = 60.0) -> None:
     """Take the kernel's lock for the rest of this process's life, so that a folder never has two writers."""
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + wait_s
+    fd, deadline = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), time.monotonic() + wait_s
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline or STOP.is_set():
+            if time.monotonic() > deadline or stop.wait(0.1):
                 raise UserError(f"another trainer holds {lock}; wait for it or end it, then run again") from None
-            time.sleep(0.1)
 
 
 if __name__ == "__main__":

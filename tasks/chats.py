@@ -24,7 +24,7 @@ from tasks.demo_chats import Chat, demo_chats, turns
 from tasks.records import column_types, rows
 from tasks.runtime import progress, say
 from tasks.shard import lot
-from tasks.sources import find
+from tasks.sources import Source, find
 from tasks.stage import stage
 
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
@@ -52,43 +52,39 @@ class Conversations(Config):
 
     def outside(self) -> dict[str, Any]:
         """The sources by content; the demo's is the documentation that comes with this Python."""
-        named = [{"demo": platform.python_version()} if s == "demo" else find([s]) for s in self.sources]
-        return {"sources": [n if isinstance(n, dict) else [source.identity for source in n] for n in named]}
+        demo = [{"demo": platform.python_version()}] if "demo" in self.sources else []
+        return {"sources": demo + [source.identity for source in _files(self)]}
 
 
 @stage(Chats, version="1")
 def chats(out: Path, config: Conversations, tokenizer: Tokenizer) -> Metrics:
     """Gather conversations, mark what the assistant says as the thing to learn, hold some questions out."""
     made, kept, rendered, dropped = tokenizer.load(), [], [], Counter()
-    for chat in progress(_gather(config), "conversations"):
-        reason = fault(chat.messages)
+    for chat, trouble in progress(_gather(config), "conversations"):
+        reason = trouble or fault(chat.messages)
         ids, mask = ([], []) if reason else render(made, chat.messages)
         if reason or len(ids) > config.max_tokens:
             dropped[reason or f"more than chats.max_tokens={config.max_tokens}"] += 1
-            continue
-        kept.append(chat if chat.held_out is not None else chat._replace(held_out=_draw(chat, config)))
-        rendered.append((ids, mask))
+        else:
+            kept.append(chat._replace(held_out=_is_held_out(chat, config)))
+            rendered.append((ids, mask))
     say("; ".join([f"{len(kept):,} kept", *(f"{count:,} dropped: {why}" for why, count in dropped.most_common())]))
     if dropped.total() > len(kept):
-        raise UserError(f"chats would drop more than half, most as: {dropped.most_common(1)[0][0]}; mend or change that")
+        raise UserError(
+            f"chats would drop more than half, most as: {dropped.most_common(1)[0][0]}; mend or change that"
+        )
     _write(out, kept, rendered)
     heldout = questions([chat for chat in kept if chat.held_out])
-    (out / "heldout.json").write_text(json.dumps(heldout, ensure_ascii=False, indent=1), encoding="utf-8")
+    (out / "heldout.json").write_text(json.dumps(heldout, indent=1))
     (out / "chats.json").write_text(json.dumps({"tokenizer": made.digest, "vocab_size": made.vocab_size}))
-    return {
-        "data/conversations": len(kept),
-        "data/heldout_conversations": sum(chat.held_out for chat in kept),
-        "data/dropped": dropped.total(),
-        "data/tokens": sum(len(ids) for ids, _ in rendered),
-        "data/learned_tokens": sum(sum(mask) for _, mask in rendered),
-    }
+    learned, unseen = sum(sum(mask) for _, mask in rendered), sum(chat.held_out for chat in kept)
+    counts = {"data/heldout_conversations": unseen, "data/dropped": dropped.total(), "data/learned_tokens": learned}
+    return {"data/conversations": len(kept), **counts, "data/tokens": sum(len(ids) for ids, _ in rendered)}
 
 
 def fault(messages: Any) -> str:
     """Why these messages are no conversation to learn from; empty when they are one."""
-    if isinstance(messages, str):
-        return messages
-    listed = messages if isinstance(messages, list) else [None]
+    listed: list[Any] = messages if isinstance(messages, list) else [None]
     if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in listed):
         return "messages are no list of role and content texts"
     roles = [message.get("role") for message in listed]
@@ -97,9 +93,9 @@ def fault(messages: Any) -> str:
         return f"role {odd[0]!r} is none of {', '.join(ROLES)}"
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         return "turns do not alternate from a user to a last assistant"
-    if any(not message["content"].strip() or re.search("[\ud800-\udfff]", message["content"]) for message in listed):
-        return "a message is empty or holds half a character"
-    return ""
+    texts = [message["content"] for message in listed]
+    broken = any(not text.strip() or re.search("[\ud800-\udfff]", text) for text in texts)
+    return "a message is empty or holds half a character" if broken else ""
 
 
 def questions(held: Sequence[Chat]) -> dict[str, list]:
@@ -118,33 +114,42 @@ def questions(held: Sequence[Chat]) -> dict[str, list]:
     return {"choices": choices, **kinds, "prompts": sorted(single, key=lot)[:50]}
 
 
-def _draw(chat: Chat, config: Conversations) -> bool:
-    """Whether the conversation's group, by default its first question, is held out."""
+def _is_held_out(chat: Chat, config: Conversations) -> bool:
+    """As its maker decided, else by the lot of its group, which by default is its first question."""
+    if chat.held_out is not None:
+        return chat.held_out
     first = next(message["content"] for message in chat.messages if message["role"] == "user")
     return lot(f"{config.seed} {chat.group or ' '.join(first.casefold().split())}") < config.heldout
 
 
-def _gather(config: Conversations) -> Iterator[Chat]:
-    """Every conversation, unchecked; a row that is none has the reason in place of its messages."""
-    if "demo" in config.sources:
-        yield from demo_chats(config.demo_functions, config.demo_sums)
+def _files(config: Conversations) -> list[Source]:
     named = [entry for entry in config.sources if entry != "demo"]
-    for source in find(named) if named else []:
-        columns = column_types(source)
-        if not any(set(shape) <= columns.keys() for shape in SHAPES):
-            known, found = " or ".join(map(" and ".join, SHAPES)), ", ".join(columns)
-            raise UserError(f"chats.sources: {source.path} has the columns {found}; needed are {known}; rename them")
-        for row in rows(source, COLUMNS, 1_000_000):
-            annotator = "" if isinstance(row, str) else str(row.get("annotator") or "")
-            yield Chat(row if isinstance(row, str) else _messages(row), source.digest[:16], annotator=annotator)
+    return find(named) if named or not config.sources else []
+
+
+def _gather(config: Conversations) -> Iterator[tuple[Chat, str]]:
+    """Every conversation, unchecked, and why its row cannot be read where it cannot."""
+    if "demo" in config.sources:
+        yield from ((chat, "") for chat in demo_chats(config.demo_functions, config.demo_sums))
+    for source in _files(config):
+        for number, row in enumerate(rows(source, COLUMNS, 1_000_000)):
+            if isinstance(row, str):
+                yield Chat([], ""), row
+            elif number or any(set(shape) <= row.keys() for shape in SHAPES):
+                yield Chat(_messages(row), source.digest[:16], annotator=str(row.get("annotator") or "")), ""
+            else:
+                found = ", ".join(column_types(source) if source.format == "parquet" else row)
+                known = " or ".join(map(" and ".join, SHAPES))
+                raise UserError(f"chats.sources: {source.path} has columns {found}; needed are {known}; rename them")
 
 
 def _messages(row: dict[str, Any]) -> Any:
     """A row's messages, or its question and answer as messages; Alpaca's input follows the instruction."""
-    if pair := next((pair for pair in PAIRS if set(pair) <= row.keys() and "messages" not in row), None):
-        question = "\n\n".join(filter(None, (row[pair[0]], row.get("input"))))
-        return turns(question, row[pair[1]])
-    return row.get("messages")
+    pair = next((pair for pair in PAIRS if set(pair) <= row.keys()), None)
+    if "messages" in row or not pair:
+        return row.get("messages")
+    question = "\n\n".join(text for text in (row[pair[0]], row.get("input")) if text)
+    return turns(question, row[pair[1]])
 
 
 def _write(out: Path, kept: list[Chat], rendered: list[tuple[list[int], list[int]]]) -> None:

@@ -1,13 +1,12 @@
 """Score the models beside trivial baselines, in a child process: this one never imports torch.
 
-In: Checkpoints (final and base, perhaps the same), Shards, Chats, Tokenizer. Out: Scores: `scores.json`, `samples.txt`, and
-in `report/` the same as tables and one figure. Method: gpt/evaluate.py.
+In: Checkpoints (final and base, perhaps the same), Shards, Chats, Tokenizer. Out: Scores: `scores.json`, `samples.txt`,
+and in `report/` the same as tables and a figure. Method: gpt/evaluate.py.
 """
 
 import json
 import shutil
 import sys
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from tasks.runtime import runtime
 from tasks.stage import stage
 from tasks.trainer import launch
 
+Rows = list[dict[str, Any]]
+
 
 class Evaluate(Config):
     """How much is asked of the models."""
@@ -26,16 +27,14 @@ class Evaluate(Config):
     """Held-out tokens to read, from the first on, in whole windows."""
     questions: int = Field(200, ge=1)
     """Held-out questions, and prompts of each kind, to ask at most."""
-    reply_tokens: int = Field(48, ge=1)
-    """Within so many tokens a reply must have come to its end."""
+    reply_tokens: int = Field(64, ge=1)
+    """A reply must have ended by then; samples are as long."""
+    samples: int = Field(3, ge=0)
+    """Samples of each model from an empty start."""
     prompts: tuple[str, ...] = ()
     """Texts to tabulate the likeliest next tokens after; none takes how held-out windows begin."""
     words: tuple[str, ...] = ()
     """Words to list the nearest embeddings of; none takes the longer words of the prompts."""
-    samples: int = Field(3, ge=0)
-    """Samples of each model from an empty start."""
-    sample_tokens: int = Field(100, ge=1)
-    """Tokens of each sample."""
     seed: int = 1337
     """Of the samples and of the untrained twin."""
 
@@ -50,63 +49,60 @@ def evaluate(
     chats: Chats | None,
     tokenizer: Tokenizer,
 ) -> Metrics:
-    """Score base and final model on held-out text, questions and prompts, beside an untrained twin and baselines."""
-    models = {"base": base} if model.digest == base.digest else {"base": base, model.stage: model}
-    run: dict[str, Any] = {"models": {who: str(of.path) for who, of in models.items()}, "out": str(out)}
-    run |= {"shards": str(shards.path), "chats": str(chats.path) if chats else None, "tokenizer": str(tokenizer.path)}
-    run |= {"config": config.model_dump(), "device": runtime().device, "threads": runtime().threads}
+    """Score base and final model on held-out text and questions, beside an untrained twin and trivial baselines."""
+    models = {"base": str(base.path)} | ({model.stage: str(model.path)} if model.digest != base.digest else {})
+    run: dict[str, Any] = {
+        "models": models,
+        "tokenizer": str(tokenizer.path),
+        "shards": str(shards.path),
+        "out": str(out),
+    }
+    run |= {"chats": str(chats.path) if chats else None, "config": config.model_dump()}
     (out / "logs").mkdir()
-    (out / "logs" / "run.json").write_text(json.dumps(run, indent=1))
-    launch([sys.executable, "-m", "gpt.evaluate", str(out / "logs" / "run.json")])
+    file = out / "logs" / "run.json"
+    file.write_text(json.dumps(run | {"device": runtime().device, "threads": runtime().threads}, indent=1))
+    launch([sys.executable, "-m", "gpt.evaluate", str(file)])
     tables = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     report(out, tables)
-    return metrics(tables["scores"], [*models][-1])
+    return metrics(tables["scores"], list(models)[-1])
 
 
-def metrics(scores: list[dict[str, Any]], final: str) -> Metrics:
-    """`eval/bpb` and the like of the final model first; others carry their name: base_bpb, longest_answer_accuracy."""
-    prefix = {who: f"{who.split()[0]}_" for who in (row["who"] for row in scores)} | {final: ""}
+def metrics(scores: Rows, final: str) -> Metrics:
+    """The final model's first, as `eval/bpb`; others with the first word of their name: `eval/xz_bpb`."""
     ordered = sorted(scores, key=lambda row: (row["who"] != final, row["measure"] != "bpb"))
+    prefix = {row["who"]: f"{row['who'].split()[0]}_" for row in scores} | {final: ""}
     return {f"eval/{prefix[row['who']]}{row['measure']}": row["value"] for row in ordered}
 
 
-def report(out: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
-    """The tables one by one, the scores as Markdown and as a figure, the samples."""
+def report(out: Path, tables: dict[str, Rows]) -> None:
+    """The tables one by one, the scores also as Markdown and as a figure, the samples."""
     folder = out / "report"
     folder.mkdir()
     for name, rows in tables.items():
         (folder / f"{name}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    (folder / "scores.md").write_text(markdown(tables["scores"]), encoding="utf-8")
+    lines = ["| measure | who | value | 95 % interval | n |", "|---|---|---|---|---|"]
+    for r in sorted(tables["scores"], key=lambda r: (r["measure"], r["value"])):
+        interval = "" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
+        lines.append(f"| {r['measure']} | {r['who']} | {r['value']:.3f} | {interval} | {r['n']:,} |")
+    (folder / "scores.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     shutil.copyfile(out / "samples.txt", folder / "samples.txt")
     figure(folder / "scores.png", tables["scores"])
 
 
-def markdown(scores: list[dict[str, Any]]) -> str:
-    """The scores as one table with their intervals."""
-    rows = [f"| {r['measure']} | {r['who']} | {r['value']:.3f} | {interval(r)} | {r['n']:,} |" for r in scores]
-    return "\n".join(["| measure | who | value | 95 % interval | n |", "|---|---|---|---|---|", *sorted(rows), ""])
-
-
-def interval(row: dict[str, Any]) -> str:
-    """`1.812 to 1.903`, or nothing where there is none."""
-    return "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-
-
-def figure(path: Path, scores: list[dict[str, Any]]) -> None:
-    """One panel a measure, one bar a model or baseline, with intervals."""
+def figure(path: Path, scores: Rows) -> None:
+    """A panel for each measure, a bar for each model and baseline, with intervals."""
     from matplotlib.figure import Figure
 
-    panels = [
-        (name, list(rows)) for name, rows in groupby(sorted(scores, key=lambda r: r["measure"]), lambda r: r["measure"])
-    ]
-    sheet = Figure(figsize=(7, 1.0 + 0.35 * len(scores)), layout="constrained")
-    grid = sheet.subplots(len(panels), height_ratios=[len(rows) + 1 for _, rows in panels], squeeze=False)[:, 0]
-    for axes, (name, rows) in zip(grid, panels, strict=True):
-        spread = [
-            [max(0.0, abs(r["value"] - (r["value"] if r[end] is None else r[end]))) for r in rows]
+    measures = sorted({row["measure"] for row in scores})
+    sheet = Figure(figsize=(7, 2 * len(measures)), layout="constrained")
+    for axes, measure in zip(sheet.subplots(len(measures), squeeze=False)[:, 0], measures, strict=True):
+        rows = [row for row in scores if row["measure"] == measure]
+        values = [row["value"] for row in rows]
+        ends = (
+            [v if row[end] is None else row[end] for v, row in zip(values, rows, strict=True)]
             for end in ("low", "high")
-        ]
-        axes.barh([r["who"] for r in rows], [r["value"] for r in rows], xerr=spread, color="#5b7f9e", capsize=3)
-        axes.set_title(name, loc="left", fontsize=10)
-        axes.invert_yaxis()
+        )
+        spread = [[abs(v - end) for v, end in zip(values, side, strict=True)] for side in ends]
+        axes.barh([row["who"] for row in rows], values, xerr=spread, color="#5b7f9e", capsize=3)
+        axes.set_title(measure, loc="left", fontsize=10)
     sheet.savefig(path, dpi=110)

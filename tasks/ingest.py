@@ -6,7 +6,7 @@ a later run with more sources links instead of reading again. `logs/sources.json
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +33,7 @@ class Ingest(Config):
     """Files, folders, globs, hf:NAME[:CONFIG][:SPLIT], hf:csv:FILE, or pydocs: the installed documentation."""
     text_column: str = "text"
     """The column, or JSON key, that holds the text."""
-    carry: dict[str, Literal["string", "int64", "double", "bool"]] = {}
+    carry: dict[str, Literal["string", "int64", "double", "bool"]] = Field({})
     """Columns to carry along, with their types; null where a source lacks one."""
     max_mb: float = Field(8.0, gt=0)
     """Cap of the built-in corpus."""
@@ -73,21 +73,23 @@ def ingest(out: Path, config: Ingest) -> Metrics:
 
 def _build(source: Source, config: Ingest, folder: Path) -> Facts:
     """One source as one part."""
-    kinds = {name: pa.type_for_alias(alias) for name, alias in config.carry.items()}
-    sieve = Sieve(folder, pa.schema([*DOCUMENT, *map(pa.field, kinds.keys(), kinds.values())]))
-    for label, prefix, stream in _streams(source, config):
-        for number, row in enumerate(progress(stream, "rows")):
-            if number == 0 and isinstance(row, dict):
-                _check_column(source, config.text_column, {key: type(value).__name__ for key, value in row.items()})
-            name, (text, reason) = f"{prefix}-{number}", _checked(row, config)
-            if reason or isinstance(row, str):
-                sieve.drop(name, reason, text)
-            else:
-                carried = {column: _fitting(row.get(column), column, kind, source) for column, kind in kinds.items()}
-                sieve.keep({"id": name, "text": text, "source": label, **carried})
+    carried = [(name, pa.type_for_alias(kind)) for name, kind in config.carry.items()]
+    sieve = Sieve(folder, pa.schema([*DOCUMENT, *map(pa.field, *zip(*carried, strict=True))] if carried else DOCUMENT))
+    try:
+        for label, prefix, stream in _streams(source, config):
+            for number, row in enumerate(progress(stream, "rows")):
+                text, reason = _checked(row, config)
+                if isinstance(row, str) or reason:
+                    sieve.drop(f"{prefix}-{number}", reason, text)
+                else:
+                    sieve.keep(row | {"id": f"{prefix}-{number}", "text": text, "source": label})
+        facts = sieve.close()
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        what = f"{source.path}: a carried column does not hold what ingest.carry={config.carry} says"
+        raise BadFile(f"{what} ({str(error).partition(chr(10))[0]}); give the right type or leave it out") from error
     if source.kind == "file" and file_digest(Path(source.path)) != source.digest:
         raise UserError(f"{source.path} changed while it was read; nothing of it was kept; run again")
-    return sieve.close()
+    return facts
 
 
 def _streams(source: Source, config: Ingest) -> Iterator[tuple[str, str, Iterator[Row]]]:
@@ -95,33 +97,34 @@ def _streams(source: Source, config: Ingest) -> Iterator[tuple[str, str, Iterato
 
     So a distribution that comes or goes leaves the ids of the others, and all that is made of them, as they are.
     """
-    column = config.text_column
+    column, label = config.text_column, source.digest[:16]
     if source.kind == "pydocs":
-        for label, group in groupby(pydocs.documents(config.max_mb), lambda document: document["source"]):
-            stream: Iterator[Row] = ({column: document["text"]} for document in group)
-            yield label, hashlib.sha256(label.encode()).hexdigest()[:16], stream
+        for name, group in groupby(pydocs.documents(config.max_mb), lambda document: document["source"]):
+            yield name, hashlib.sha256(name.encode()).hexdigest()[:16], ({column: d["text"]} for d in group)
         return
-    if source.format == "text" and source.size_bytes > config.max_doc_bytes:
+    if source.format != "text":
+        _check_column(source, column)
+    elif source.size_bytes > config.max_doc_bytes:
         say(f"{source.path} is longer than ingest.max_doc_bytes={config.max_doc_bytes:,}: split at blank lines")
-    if source.format == "parquet":
-        _check_column(source, column, column_types(source))
-    label = source.digest[:16]
     yield label, label, rows(source, (column, *config.carry), config.max_doc_bytes)
 
 
-def _check_column(source: Source, column: str, types: Mapping[str, str]) -> None:
+def _check_column(source: Source, column: str) -> None:
     """Before anything is read: the column is there and holds text (an int column would load without complaint)."""
-    if types.get(column) not in ("text", "str", "bytes", "NoneType"):
+    types = column_types(source)
+    if types and types.get(column) not in ("text", "bytes", "NoneType"):
         found = f"column {column!r} is {types[column]}" if column in types else f"there is no column {column!r}"
-        others = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none"
+        others = ", ".join(f"{name} ({kind})" for name, kind in types.items())
         raise BadFile(f"{source.path}: {found}, and text is needed; columns are {others}; set ingest.text_column")
 
 
 def _checked(row: Row, config: Ingest) -> tuple[str, str]:
     """(text, "") of a good row, (excerpt, reason) of a bad one."""
-    text = row if isinstance(row, str) else row.get(config.text_column)
-    if isinstance(row, str) or not isinstance(text, str | bytes):
-        return "", row if isinstance(row, str) else "null" if text is None else "not_text"
+    if isinstance(row, str):
+        return "", row
+    text = row.get(config.text_column)
+    if not isinstance(text, str | bytes):
+        return "", "null" if text is None else "not_text"
     raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
     if len(raw) > config.max_doc_bytes:
         return raw[: 4 * EXCERPT_CHARS].decode(errors="replace"), "too_long"
@@ -129,15 +132,3 @@ def _checked(row: Row, config: Ingest) -> tuple[str, str]:
     if text.encode() != raw:  # bad bytes, or half of a surrogate pair from a JSON escape
         return text, "invalid_utf8"
     return text, "empty" if not text.strip() else "nul_character" if "\0" in text else ""
-
-
-def _fitting(value: Any, column: str, kind: pa.DataType, source: Source) -> Any:
-    """A carried value as its declared type."""
-    if isinstance(value, bytes | str):
-        raw = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
-        value = raw.decode(errors="replace")
-    try:
-        return pa.scalar(value, kind).as_py()
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        what = f"{source.path}: {column!r} holds {str(value)[:40]!r}, which is no {kind}"
-        raise UserError(f"{what}; give the column's type in ingest.carry.{column}, or leave it out") from error

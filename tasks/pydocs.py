@@ -12,7 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from tasks.workers import spread
 
@@ -56,8 +56,8 @@ def _distributions() -> dict[str, Path]:
     """name==version to its metadata folder, of this environment whatever the working folder."""
     sites = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
     folders = sorted(folder for site in sites for folder in Path(site).glob("*.dist-info"))
-    named = {folder.stem.lower().replace("_", "-").replace("-", "==", -1): folder for folder in folders}
-    return named
+    named = ((*folder.stem.lower().replace("_", "-").rpartition("-"), folder) for folder in folders)
+    return {f"{name}=={version}": folder for name, _, version, folder in named if name != "gptloom"}
 
 
 def _modules() -> Iterator[Module]:

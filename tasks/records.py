@@ -1,13 +1,13 @@
 """Read the rows of a source as a stream, within budgets, whatever the file holds.
 
-In: a `Source`. Out: one mapping per row; or, for a row that cannot be read, a short reason (str) in its place.
-Strings are str, or bytes where they are not UTF-8. A file that is not what its ending says raises `BadFile`.
+In: a `Source`. Out: one mapping a row, or in its place a one-word reason (str) why the row cannot be read. Strings are
+str, or bytes where they are not UTF-8. A file that as a whole is not what its ending says raises `BadFile`.
 """
 
 import codecs
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from gpt.errors import UserError
 from tasks.sources import Source
 
 Row = dict[str, Any] | str
-MAX_RATIO = 200
-"""Decoded bytes per byte on disk from which a file is taken for a bomb; the first ROOM_BYTES are free."""
-ROOM_BYTES = 64 << 20
-BATCH_ROWS = 64  # a batch of rows at the 10 MB cap is 640 MB; 1,024 rows cost the same time per row
+MAX_RATIO, ROOM_BYTES = 200, 64 << 20
+"""Decoded bytes per byte on disk from which a file is taken for a bomb; the first 64 MiB are free."""
+BATCH_ROWS = 64  # at the cap of 10 MB a document a batch is 640 MB; larger batches are no faster
 
 
 class BadFile(UserError):
@@ -30,9 +29,9 @@ class BadFile(UserError):
 
 
 def rows(source: Source, columns: Sequence[str], cap_bytes: int) -> Iterator[Row]:
-    """Yield the source's rows: `columns` of a table, {columns[0]: text} of a text file; never holds more than a batch.
+    """Yield the rows: `columns` of a parquet file, {columns[0]: text} of a text file, whole JSON objects.
 
-    `cap_bytes` bounds a document: longer JSON lines (4x, for escapes) are given up, longer text files are split.
+    `cap_bytes` bounds a document: JSON lines of four times as much (escapes) are given up, longer texts are split.
     """
     with _readable(source):
         if source.format == "parquet":
@@ -46,15 +45,18 @@ def rows(source: Source, columns: Sequence[str], cap_bytes: int) -> Iterator[Row
 
 
 def column_types(source: Source) -> dict[str, str]:
-    """A parquet file's columns with their types, `text` where they hold strings."""
-    with _readable(source):
-        return {
-            field.name: "text" if _is_text(field.type) else str(field.type) for field in pq.read_schema(source.path)
-        }
+    """Columns and their types, `text` for strings: by schema in parquet, else by the first row that can be read."""
+    if source.format == "parquet":
+        with _readable(source):
+            return {
+                field.name: "text" if _is_text(field.type) else str(field.type) for field in pq.read_schema(source.path)
+            }
+    first = next((row for row in rows(source, ("text",), 10_000_000) if isinstance(row, dict)), {})
+    return {name: "text" if isinstance(value, str) else type(value).__name__ for name, value in first.items()}
 
 
 @contextmanager
-def _readable(source: Source) -> Iterator[None]:
+def _readable(source: Source) -> Generator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -64,13 +66,13 @@ def _readable(source: Source) -> Iterator[None]:
 
 def _parquet_rows(source: Source, columns: Sequence[str]) -> Iterator[Row]:
     file, decoded = pq.ParquetFile(source.path, page_checksum_verification=True), 0
-    present = [name for name in columns if name in file.schema_arrow.names]
-    for batch in file.iter_batches(BATCH_ROWS, columns=present):
-        plain = [_as_bytes(batch.column(name)) for name in present]
+    names = [name for name in columns if name in file.schema_arrow.names]
+    for batch in file.iter_batches(BATCH_ROWS, columns=names):
+        plain = [_as_bytes(batch.column(name)) for name in names]
         decoded += sum(column.nbytes for column in plain)
         _check_ratio(source, decoded, source.size_bytes)
         for values in zip(*(column.to_pylist() for column in plain), strict=True):
-            yield {name: _text(value) for name, value in zip(present, values, strict=True)}
+            yield dict(zip(names, map(_text, values), strict=True))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -94,8 +96,8 @@ def _text(value: Any) -> Any:
 
 def _check_ratio(source: Source, decoded: int, packed: int) -> None:
     if decoded > ROOM_BYTES + MAX_RATIO * packed:
-        what = f"{source.path} unpacks to more than {MAX_RATIO} times its size ({decoded >> 20:,} MiB so far)"
-        raise BadFile(f"{what}, as only bombs do; unpack it by hand, or leave it out")
+        what = f"{source.path} unpacks to more than {MAX_RATIO} times its size, {decoded >> 20:,} MiB so far"
+        raise BadFile(f"{what}, as only bombs do; unpack it by hand or leave it out")
 
 
 def _json_rows(source: Source, cap_bytes: int) -> Iterator[Row]:
@@ -109,9 +111,8 @@ def _json_rows(source: Source, cap_bytes: int) -> Iterator[Row]:
             ends = piece.endswith(b"\n")
             if not inside and (ends or len(piece) < cap_bytes):
                 yield from _parsed(piece)
-                continue
-            if not inside:
-                yield "line_too_long"
+            elif not inside:
+                yield "too_long"
             inside = not ends
 
 
@@ -141,10 +142,7 @@ def _cut(piece: bytes) -> int:
     for mark in (b"\n\n", b"\n"):
         if (at := piece.rfind(mark)) > 0:
             return at + len(mark)
-    at = len(piece) - 1
-    while at > 1 and piece[at] & 0xC0 == 0x80:
-        at -= 1
-    return at
+    return max(at for at in range(len(piece) - 4, len(piece)) if piece[at] & 0xC0 != 0x80)
 
 
 def _datasets_rows(source: Source) -> Iterator[Row]:
@@ -153,12 +151,11 @@ def _datasets_rows(source: Source) -> Iterator[Row]:
     asked = source.identity
     try:
         if source.kind == "hub":
-            where = {"name": asked["config"], "revision": asked["commit"], "split": asked["split"]}
-            yield from datasets.load_dataset(asked["hub"], streaming=True, **where)
+            named = {"name": asked["config"], "revision": asked["commit"], "split": asked["split"]}
+            yield from datasets.load_dataset(asked["hub"], streaming=True, **named)
         else:
-            file = str(Path(source.path).absolute())
-            builder = source.format.removeprefix("hf:")
-            yield from datasets.load_dataset(builder, data_files=file, split="train", streaming=True)
+            files, builder = str(Path(source.path).absolute()), source.format.removeprefix("hf:")
+            yield from datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
     except Exception as error:  # whatever its readers and the network raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise BadFile(f"{source.path} cannot be read by Hugging Face datasets ({reason}); mend it") from error

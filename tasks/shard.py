@@ -1,12 +1,14 @@
 """Encode documents into one stream of tokens per split, `<|endoftext|>` at its head and after each document.
 
-In: Corpus, Tokenizer. Out: Shards of llm.c, `train-*.bin`, `val-*.bin`, and `index.parquet`: where each document lies.
+In: Corpus, Tokenizer. Out: Shards: `train-*.bin` and `val-*.bin` as llm.c's, `index.parquet`: where each document lies.
 Method: nanoGPT's prepare.py; the validation split hashes the document id, so neither order nor growth moves a document.
 """
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -15,19 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from gpt.data import write_shard
+from gpt.data import Stream, read_shard, write_shard
 from gpt.errors import UserError
+from gpt.tokenizer import EOT
 from gpt.tokenizer import Tokenizer as Loaded
 from tasks.artifacts import Config, Corpus, Metrics, Shards, Tokenizer
 from tasks.runtime import progress, say
 from tasks.stage import stage
 from tasks.store import file_digest, link, part
 
-SPLITS = ("train", "val")
-FEW = 100
-"""Documents below which a split by document is too coarse."""
-INDEX = {"id": pa.string(), "split": pa.string(), "offset": pa.int64(), "tokens": pa.int64(), "bytes": pa.int64()}
-INDEX |= {"source": pa.string(), "shard": pa.string()}
+SPLITS, FACTS = ("train", "val"), ("tokens", "bytes", "documents")
+FEW = 100  # documents: below this, a split by document is too coarse
+PLACES = [(name, pa.string()) for name in ("id", "split", "source", "shard")]
+INDEX = pa.schema(PLACES + [(name, pa.int64()) for name in ("offset", "tokens", "bytes")])
 
 
 class Shard(Config):
@@ -45,19 +47,18 @@ def shard(out: Path, config: Shard, corpus: Corpus, tokenizer: Tokenizer) -> Met
     made, built = tokenizer.load(), []
     for number, (path, rule) in enumerate(zip(corpus.parts, _rules(config, corpus.parts), strict=True)):
         identity = [file_digest(path), made.digest, rule, number == 0]
-        built.append(part(identity, lambda folder, p=path, r=rule, n=number: _encode(folder, made, p, r, n == 0)))
-    splits = {split: _publish(out, split, built) for split in SPLITS}
-    if empty := [split for split in SPLITS if not splits[split]["documents"]]:
+        built.append(part(identity, lambda at, p=path, r=rule, n=number: _encode(at, made, p, r, n == 0)))
+    totals = {split: {what: sum(facts[split][what] for _, facts in built) for what in FACTS} for split in SPLITS}
+    if empty := [split for split in SPLITS if not totals[split]["documents"]]:
         raise UserError(f"shard.val_fraction={config.val_fraction} leaves {empty[0]} no document; change it")
-    with pq.ParquetWriter(out / "index.parquet", pa.schema(INDEX), write_page_checksum=True) as writer:
-        for number, (folder, _) in enumerate(built):
-            rows = pq.read_table(folder / "index.parquet", page_checksum_verification=True)
-            names = [f"{split}-{number:05d}.bin" for split in rows["split"].to_pylist()]
-            writer.write_table(rows.append_column("shard", pa.array(names, pa.string())))
+    _publish(out, [folder for folder, _ in built])
+    splits = {
+        split: {"files": [p.name for p in sorted(out.glob(f"{split}-*.bin"))], **totals[split]} for split in SPLITS
+    }
     head = {"tokenizer": made.digest, "vocab_size": made.vocab_size, "dtype": _dtype(made).name}
-    (out / "shards.json").write_text(json.dumps({**head, "splits": splits}, indent=1), encoding="utf-8")
-    tokens, size = (sum(splits[split][what] for split in SPLITS) for what in ("tokens", "bytes"))
-    each = {f"data/{split}_tokens": splits[split]["tokens"] for split in SPLITS}
+    (out / "shards.json").write_text(json.dumps({**head, "splits": splits}, indent=1))
+    tokens, size = (sum(totals[split][what] for split in SPLITS) for what in ("tokens", "bytes"))
+    each = {f"data/{split}_tokens": totals[split]["tokens"] for split in SPLITS}
     return {"data/tokens": tokens, **each, "data/bytes_per_token": size / tokens}
 
 
@@ -75,7 +76,7 @@ def lot(name: str) -> float:
 
 
 def _rules(config: Shard, parts: list[Path]) -> list[float | int]:
-    """For each part the share of documents to hold out (float), or how many of its characters are for training (int)."""
+    """For each part the share of its documents to hold out (float) or how many characters are for training (int)."""
     if config.split == "document":
         count = sum(pq.read_metadata(path).num_rows for path in parts)
         if count >= FEW:
@@ -93,20 +94,18 @@ def _dtype(made: Loaded) -> np.dtype:
 def _encode(folder: Path, made: Loaded, source: Path, rule: float | int, first: bool) -> dict[str, dict[str, int]]:
     """One corpus part as a stream for each split and their index; the first part brings the head of both streams."""
     streams = {split: [np.full(int(first), made.eot, _dtype(made))] for split in SPLITS}
-    facts = {split: {"tokens": int(first), "bytes": 0, "documents": 0} for split in SPLITS}
+    facts = {split: dict(zip(FACTS, (int(first), 0, 0), strict=True)) for split in SPLITS}
     rows, start = [], 0
     for name, text, origin in progress(documents([source]), "documents", pq.read_metadata(source).num_rows):
         for split, piece in _pieces(name, text, rule, start):
             streams[split].append(np.array([*made.encode(piece), made.eot], _dtype(made)))
-            size = {"tokens": len(streams[split][-1]), "bytes": len(piece.encode()), "documents": 1}
-            rows.append({"id": name, "split": split, "offset": facts[split]["tokens"], **size, "source": origin})
+            size = dict(zip(FACTS, (len(streams[split][-1]), len(piece.encode()), 1), strict=True))
+            rows.append({"id": name, "split": split, "source": origin, "offset": facts[split]["tokens"], **size})
             facts[split] = {what: facts[split][what] + size[what] for what in size}
         start += len(text)
-    for split in SPLITS:
-        if facts[split]["tokens"]:
-            write_shard(folder / f"{split}.bin", np.concatenate(streams[split]))
-    table = pa.Table.from_pylist(rows, pa.schema(list(INDEX.items())[:-1]))
-    pq.write_table(table, folder / "index.parquet", write_page_checksum=True)
+    for split in (split for split in SPLITS if facts[split]["tokens"]):
+        write_shard(folder / f"{split}.bin", np.concatenate(streams[split]))
+    pq.write_table(pa.Table.from_pylist(rows, INDEX), folder / "index.parquet", write_page_checksum=True)
     return facts
 
 
@@ -119,11 +118,51 @@ def _pieces(name: str, text: str, rule: float | int, start: int) -> Iterator[tup
         yield from ((split, piece) for split, piece in zip(SPLITS, (text[:cut], text[cut:]), strict=True) if piece)
 
 
-def _publish(out: Path, split: str, built: list[tuple[Path, dict]]) -> dict:
-    """Link a split's shards into the artifact, numbered as the corpus parts are; say what they hold together."""
-    made = {f"{split}-{number:05d}.bin": folder / f"{split}.bin" for number, (folder, _) in enumerate(built)}
-    files = {name: path for name, path in made.items() if path.exists()}
-    for name, path in files.items():
-        link(path, out / name)
-    totals = {what: sum(facts[split][what] for _, facts in built) for what in ("tokens", "bytes", "documents")}
-    return {"files": list(files), **totals}
+def _publish(out: Path, folders: list[Path]) -> None:
+    """Link the parts' shards into the artifact, numbered as the corpus parts are, and join their indices."""
+    with pq.ParquetWriter(out / "index.parquet", INDEX, write_page_checksum=True) as writer:
+        for number, folder in enumerate(folders):
+            for file in folder.glob("*.bin"):
+                link(file, out / f"{file.stem}-{number:05d}.bin")
+            rows = pq.read_table(folder / "index.parquet", page_checksum_verification=True).to_pylist()
+            named = [{**row, "shard": f"{row['split']}-{number:05d}.bin"} for row in rows]
+            writer.write_table(pa.Table.from_pylist(named, INDEX))
+
+
+def show(shards: Path, split: str, offset: int, tokenizer: Loaded, width: int = 60) -> str:
+    """One token of a split's stream in ⟦ ⟧, `width` tokens around it, and the document and source it comes from."""
+    stream, rows, starts = _open(shards, split)
+    if not 0 <= offset < len(stream):
+        raise UserError(f"offset {offset:,} lies outside of {split}: its {len(stream):,} tokens count from 0")
+    first = max(0, offset - width)
+    window, at = stream.read(first, min(len(stream), offset + width + 1)), offset - first
+    before, token, after = (tokenizer.decode(ids) for ids in (window[:at], window[at : at + 1], window[at + 1 :]))
+    number = bisect_right(starts, offset) - 1
+    place = "the head of the stream"
+    if number >= 0:
+        row = rows[number]
+        place = f"document {row['id']} from {row['source']}, its token {offset - starts[number]:,} of {row['tokens']:,}"
+    return f"{split} token {offset:,} of {len(stream):,} (id {window[at]}): {place}\n{before}⟦{token}⟧{after}"
+
+
+def text(shards: Path, split: str, tokenizer: Loaded) -> Iterator[str]:
+    """A split's whole stream, document by document: `<|endoftext|>` at its head and after each document."""
+    stream, rows, starts = _open(shards, split)
+    yield EOT
+    for row, start in zip(rows, starts, strict=False):
+        yield tokenizer.decode(stream.read(start, start + row["tokens"]))
+
+
+def inspect(file: Path) -> dict[str, int | str]:
+    """What one shard file holds: dtype, number of tokens, and the highest id, from which its vocabulary can be told."""
+    tokens = read_shard(file)
+    return {"dtype": tokens.dtype.name, "tokens": len(tokens), "highest": int(tokens.max(initial=0))}
+
+
+def _open(shards: Path, split: str) -> tuple[Stream, list[dict], list[int]]:
+    """The split's stream, its index rows, and where each document starts: they follow each other without gaps."""
+    stream = Stream(sorted(shards.glob(f"{split}-*.bin")))
+    if not len(stream):
+        raise UserError(f"{shards} has no shards of split {split!r}; name a Shards folder and train or val")
+    rows = pq.read_table(shards / "index.parquet", filters=[("split", "=", split)]).to_pylist()
+    return stream, rows, list(accumulate((row["tokens"] for row in rows), initial=1))

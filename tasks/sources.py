@@ -24,7 +24,7 @@ ENDINGS = {
     ".md": "text",
 }
 BUILDERS = ("arrow", "csv", "json", "parquet", "text")
-READABLE = f"{', '.join(ENDINGS)}, and .gz or .zst of JSON lines; other tables: hf:csv:FILE (or {', '.join(BUILDERS)})"
+KNOWN = f"known are {', '.join(ENDINGS)}, JSON lines also with .gz or .zst, and hf:{'|'.join(BUILDERS)}:FILE"
 
 
 @dataclass(frozen=True)
@@ -43,58 +43,52 @@ class Source:
     identity: dict[str, Any]
 
 
-def find(sources: Sequence[str], max_mb: float = 8.0, note: Callable[[str], None] = len) -> list[Source]:
-    """Resolve each entry, the built-in corpus capped at `max_mb`; `note` hears of twins and of files passed over.
+def find(sources: Sequence[str], max_mb: float = 8.0, note: Callable[[str], object] = str) -> list[Source]:
+    """Resolve each entry, the built-in corpus capped at `max_mb`; `note` hears of twins.
 
     Raises UserError for what is missing, empty, unreadable or of an unknown ending.
     """
     found: dict[str, Source] = {}
-    for entry in sources:
-        for source in _resolve(entry, max_mb, note):
-            twin = found.setdefault(source.digest, source)
-            if twin is not source:
-                note(f"{source.path} has the content of {twin.path} and counts once")
+    for source in (source for entry in sources for source in _resolve(entry, max_mb)):
+        if (twin := found.setdefault(source.digest, source)) is not source:
+            note(f"{source.path} has the content of {twin.path} and counts once")
     if not found:
         raise UserError("sources=[] names nothing to read; list files, folders, globs, hf:NAME or pydocs")
     return list(found.values())
 
 
-def _resolve(entry: str, max_mb: float, note: Callable[[str], None]) -> Iterator[Source]:
+def _resolve(entry: str, max_mb: float) -> Iterator[Source]:
     head, *rest = entry.split(":")
+    builder = rest[0] if head == "hf" and rest and rest[0] in BUILDERS else ""
     if entry == "pydocs":
-        yield _abstract("pydocs", entry, "pydocs", {"pydocs": pydocs.fingerprint(max_mb)})
-    elif head == "hf" and rest[:1] and rest[0] in BUILDERS:
-        for path in _files(":".join(rest[1:]), any_ending=True, note=note):
-            yield _file(path, f"hf:{rest[0]}")
-    elif head == "hf" and rest[:1] and len(rest) <= 3:
-        yield _hub(entry, *rest)
+        yield _abstract("pydocs", entry, {"pydocs": pydocs.fingerprint(max_mb)})
+    elif head == "hf" and not builder and 1 <= len(rest) <= 3:
+        yield _abstract("hub", entry, _hub(entry, *rest))
     else:
-        for path in _files(entry, any_ending=False, note=note):
-            yield _file(path, file_format(path) or "")
+        for path in _files(":".join(rest[1:]) if builder else entry, bool(builder)):
+            yield _file(path, f"hf:{builder}" if builder else file_format(path))
 
 
-def file_format(path: Path) -> str | None:
-    """What the ending promises; None where it is unknown."""
+def file_format(path: Path) -> str:
+    """What the ending promises; empty where it is unknown."""
     packed = path.suffix in (".gz", ".zst")
-    kind = ENDINGS.get(Path(path.stem).suffix.lower() if packed else path.suffix.lower())
-    return None if packed and kind != "jsonl" else kind
+    kind = ENDINGS.get(Path(path.stem).suffix.lower() if packed else path.suffix.lower(), "")
+    return kind if kind == "jsonl" or not packed else ""
 
 
-def _files(entry: str, any_ending: bool, note: Callable[[str], None]) -> list[Path]:
+def _files(entry: str, any_ending: bool) -> list[Path]:
+    """The files of one entry by name; in a folder those of known endings, hidden ones left out."""
     path = Path(entry).expanduser()
     if path.is_dir():
-        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and "/." not in f"/{p.relative_to(path)}"]
+        inside = (p for p in sorted(path.rglob("*")) if p.is_file() and "/." not in f"/{p.relative_to(path)}")
         files = [p for p in inside if any_ending or file_format(p)]
-        if len(files) < len(inside):
-            note(f"{entry}: {len(inside) - len(files)} files of other endings are passed over")
-    elif path.exists():
-        files = [path]
     else:
-        files = [p for p in map(Path, sorted(glob.glob(str(path), recursive=True))) if p.is_file()]
+        names = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))
+        files = [p for p in map(Path, names) if p.is_file()]
     if not files:
-        raise UserError(f"source {entry!r} names no file that can be read; known endings are {READABLE}; mend the path")
+        raise UserError(f"source {entry!r} names no file that can be read; endings {KNOWN}; mend the path")
     for odd in (p for p in files if not any_ending and not file_format(p)):
-        raise UserError(f"source {str(odd)!r} has the ending {odd.suffix!r}; known are {READABLE}")
+        raise UserError(f"source {str(odd)!r} has the ending {odd.suffix!r}; {KNOWN}; convert it or leave it out")
     return files
 
 
@@ -106,7 +100,7 @@ def _file(path: Path, kind: str) -> Source:
     return Source("file", str(path), kind, digest, path.stat().st_size, {"sha256": digest, "format": kind})
 
 
-def _hub(entry: str, name: str, config: str = "", split: str = "") -> Source:
+def _hub(entry: str, name: str, config: str = "", split: str = "") -> dict[str, Any]:
     from huggingface_hub import HfApi
 
     try:
@@ -114,9 +108,8 @@ def _hub(entry: str, name: str, config: str = "", split: str = "") -> Source:
     except Exception as error:  # whatever a network and its client can raise
         way_out = "check the name and the network, or give files"
         raise UserError(f"source {entry!r}: the Hugging Face hub gave {type(error).__name__}; {way_out}") from error
-    identity = {"hub": name, "config": config or None, "split": split or "train", "commit": commit}
-    return _abstract("hub", entry, "hf:hub", identity)
+    return {"hub": name, "config": config or None, "split": split or "train", "commit": commit}
 
 
-def _abstract(kind: str, path: str, form: str, identity: dict[str, Any]) -> Source:
-    return Source(kind, path, form, hashlib.sha256(canonical(identity)).hexdigest(), 0, identity)
+def _abstract(kind: str, path: str, identity: dict[str, Any]) -> Source:
+    return Source(kind, path, kind, hashlib.sha256(canonical(identity)).hexdigest(), 0, identity)

@@ -23,6 +23,7 @@ from tasks.artifacts import Config, Corpus, Metrics, Tokenizer
 from tasks.runtime import progress, say
 from tasks.shard import FEW, documents, lot
 from tasks.stage import stage
+from tasks.store import default_store
 
 
 class Vocabulary(Config):
@@ -39,11 +40,8 @@ class Vocabulary(Config):
 
     @model_validator(mode="after")
     def _every_setting_counts(self) -> "Vocabulary":
-        counts = {"ref"} if self.ref else {"name", "vocab_size", "sample_mb"} if self.name == "bpe" else {"name"}
-        for name, field in type(self).model_fields.items():
-            if name not in counts and getattr(self, name) != field.default:
-                rival = f"ref={self.ref!r}" if self.ref else f"name={self.name!r}"
-                raise ValueError(f"{name}={getattr(self, name)!r} has no effect beside {rival}; leave one of them out")
+        if (self.ref or self.name != "bpe") and (self.vocab_size, self.sample_mb) != (4096, 100):
+            raise ValueError("vocab_size and sample_mb are for a bpe trained here; drop them, or drop name and ref")
         return self
 
     def outside(self) -> dict[str, str]:
@@ -54,19 +52,22 @@ class Vocabulary(Config):
 @stage(Tokenizer, version="1")
 def tokenizer(out: Path, config: Vocabulary, corpus: Corpus) -> Metrics:
     """Train a byte-level BPE on the corpus, or take gpt2, cl100k_base, o200k_base, characters, or an earlier one."""
-    made = Loaded.load(_folder(config.ref)) if config.ref else _make(config, corpus)
+    made = _make(config, corpus)
     made.save(out)
     texts = list(sample(corpus, 2))
     seen = Counter(token for text in texts for token in made.encode(text))
+    bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, seen.total())
+    unseen = len(made.ranks) - len(seen)
     return {
-        "data/bytes_per_token": sum(len(text.encode()) for text in texts) / max(1, seen.total()),
+        "data/bytes_per_token": bytes_per_token,
         "data/vocab_size": made.vocab_size,
-        "data/never_seen_tokens": len(made.ranks) - len(seen),
-        "data/sample_tokens": seen.total(),
+        "data/never_seen_tokens": unseen,
     }
 
 
 def _make(config: Vocabulary, corpus: Corpus) -> Loaded:
+    if config.ref:
+        return Loaded.load(_folder(config.ref))
     if config.name == "bpe":
         ranks = train_bpe(sample(corpus, config.sample_mb), config.vocab_size - len(SPECIALS))
         return Loaded(ranks, "gpt2", reserve(ranks))
@@ -127,7 +128,5 @@ def _openai(name: str) -> dict:
 def _folder(ref: str) -> Path:
     """The tokenizer folder that a REF or path names, be it an artifact of its own or inside a checkpoint."""
     if not (folder := Path(ref)).is_dir():
-        from tasks.store import find_artifact
-
-        folder = find_artifact(ref).path
+        folder = default_store().find(ref)[0]
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
