@@ -164,7 +164,8 @@ def connect() -> str | None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
+    if home().is_dir():
+        os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
     servers = {s.name: s for s in known().values() if s.healthy}
     if "prefect" in servers:
         os.environ.setdefault("PREFECT_API_URL", servers["prefect"].url + "/api")

@@ -10,6 +10,7 @@ import lzma
 import math
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from gpt.chat import render
 from gpt.checkpoint import load_model
 from gpt.data import Stream, first
-from gpt.generate import generate, pick_device, sample
+from gpt.generate import generate, pick_device
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
@@ -34,34 +35,26 @@ SPOKEN = {"prompts": "format_rate", "harmful": "refusal_harmful", "harmless": "r
 
 
 def evaluate(run: dict[str, Any]) -> None:
-    """Measure every model of the run and an untrained twin of the first; write scores.json and samples.txt."""
+    """Measure every model of the run, and an untrained twin of the first; write scores.json and samples.txt."""
     config, out, device = run["config"], Path(run["out"]), pick_device(run["device"])
     torch.set_num_threads(run["threads"])
     models = {who: load_model(Path(folder), device) for who, folder in run["models"].items()}
     one, tokenizer = next(iter(models.values())), Tokenizer.load(Path(run["tokenizer"]))
     text = HeldOut(Path(run["shards"]), tokenizer, config["tokens"], one.config.context)
     held = json.loads((Path(run["chats"]) / "heldout.json").read_text(encoding="utf-8")) if run["chats"] else {}
-    asked = {kind: items[: config["questions"]] for kind, items in held.items()}
-    scores, spoken = text.baselines() + (chat_baselines(asked) if asked else []), []
+    asked = {kind: held.get(kind, [])[: config["questions"]] for kind in ("choices", *SPOKEN)}
     torch.manual_seed(config["seed"])
-    for who, model in {"untrained": GPT(one.config, one.vocab_size).to(device).eval(), **models}.items():
-        steps = batches(f"{who}: held-out window", len(text.y_BT), 16)
-        scores += text.measure(who, np.concatenate([nats(model, text.x_BT[at], text.y_BT[at]) for at in steps]))
-        if asked:
-            rows, replies = chat_scores(who, model, tokenizer, asked, config["reply_tokens"])
-            scores, spoken = scores + rows, spoken + replies
-    prompts = config["prompts"] or [tokenizer.decode(ids_T[:8]) for ids_T in text.x_BT[:5]]
-    words = config["words"] or sorted({word for word in " ".join(prompts).split() if word.isalpha() and len(word) > 3})
-    tables = {
-        "scores": scores,
-        "next_tokens": [row for who in models for p in prompts for row in next_tokens(who, models[who], tokenizer, p)],
-        "neighbours": [row for who in models for word in words for row in neighbours(who, models[who], text, word)],
-    }
+    tables = {"scores": text.baselines() + chat_baselines(asked), "next_tokens": [], "neighbours": []}
+    tables["scores"] += text.measure("untrained", GPT(one.config, one.vocab_size).to(device).eval())
+    spoken, seeds, stop = [], range(config["seed"], config["seed"] + 3), (tokenizer.end, tokenizer.eot)
+    for who, model in models.items():
+        scores, replies = chat_scores(who, model, tokenizer, asked, config["reply_tokens"])
+        tables["scores"] += text.measure(who, model) + scores
+        tables["next_tokens"] += [row for p in config["prompts"] for row in next_tokens(who, model, tokenizer, p)]
+        tables["neighbours"] += [row for word in config["words"] for row in neighbours(who, model, text, word)]
+        drawn = generate(model, [[tokenizer.eot]] * 3, 100, temperature=0.8, top_k=200, seeds=seeds, stop=stop)
+        spoken += [f"== {who}, from nothing ==\n{tokenizer.decode(ids)}" for ids in drawn] + replies
     (out / "scores.json").write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    knobs = {"num_samples": config["samples"], "max_new_tokens": config["sample_tokens"], "seed": config["seed"]}
-    for who in reversed(models):
-        drawn = sample(Path(run["models"][who]), "", **knobs, device=device)
-        spoken = [f"== {who}, from nothing ==\n{words}" for words in drawn] + spoken
     (out / "samples.txt").write_text("\n---------------\n".join([*spoken, ""]), encoding="utf-8")
 
 
@@ -74,11 +67,10 @@ class HeldOut:
         self.x_BT, self.y_BT = first(val, max(1, tokens // context), context)
         self.counts_V = np.bincount(train.read(0, min(len(train), 2**22)), minlength=tokenizer.vocab_size)
 
-    def measure(self, who: str, nats_BT: np.ndarray) -> list[Row]:
-        """Nats per token over all tokens; bits per byte over those that stand for bytes."""
-        size_BT = self.bytes_V[self.y_BT]
-        bits, size = nats_BT[size_BT > 0].sum() / math.log(2), size_BT.sum()
-        return [row("loss", who, nats_BT.mean(), nats_BT.size), row("bpb", who, bits / size, size)]
+    def measure(self, who: str, model: GPT) -> list[Row]:
+        """A model's loss on the windows, each read by itself."""
+        steps = batches(f"{who}: held-out window", len(self.y_BT), 8)
+        return self.rows(who, np.concatenate([nats(model, self.x_BT[at], self.y_BT[at]) for at in steps]))
 
     def baselines(self) -> list[Row]:
         """Every token alike; each as often as in training; `xz -9` on the same text."""
@@ -86,15 +78,20 @@ class HeldOut:
         raw = self.tokenizer.decode(self.y_BT[self.bytes_V[self.y_BT] > 0]).encode()
         xz = row("bpb", "xz -9", 8 * len(lzma.compress(raw, preset=9)) / len(raw), len(raw))
         uniform = np.full(self.y_BT.shape, math.log(len(nats_V)))
-        return [*self.measure("uniform", uniform), *self.measure("unigram", nats_V[self.y_BT]), xz]
+        return [*self.rows("uniform", uniform), *self.rows("unigram", nats_V[self.y_BT]), xz]
+
+    def rows(self, who: str, nats_BT: np.ndarray) -> list[Row]:
+        """Nats per token over all tokens; bits per byte over those that stand for bytes."""
+        size_BT = self.bytes_V[self.y_BT]
+        bits, size = nats_BT[size_BT > 0].sum() / math.log(2), size_BT.sum()
+        return [row("loss", who, nats_BT.mean(), nats_BT.size), row("bpb", who, bits / size, size)]
 
 
 def chat_baselines(asked: dict[str, Any]) -> list[Row]:
     """The best constant position, the longest answer, and one who refuses everything."""
     right = [choice["correct"] for choice in asked["choices"]]
-    lengths = [list(map(len, choice["answers"])) for choice in asked["choices"]]
     constant = max(([n == place for n in right] for place in range(4)), key=sum)
-    longest = [of.index(max(of)) == n for of, n in zip(lengths, right, strict=True)]
+    longest = [len(c["answers"][c["correct"]]) == max(map(len, c["answers"])) for c in asked["choices"]]
     rows = share("answer_accuracy", "constant answer", constant) + share("answer_accuracy", "longest answer", longest)
     refusals = (share(SPOKEN[kind], "always refuses", [True] * len(asked[kind])) for kind in ("harmful", "harmless"))
     return sum(refusals, rows)
@@ -177,7 +174,7 @@ def share(measure: str, who: str, hits: list[bool], z: float = 1.96) -> list[Row
         return []
     n, p = len(hits), sum(hits) / len(hits)
     middle, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return [row(measure, who, p, n, (middle - reach) / (1 + z**2 / n), (middle + reach) / (1 + z**2 / n))]
+    return [row(measure, who, p, n, *(max(0.0, end / (1 + z**2 / n)) for end in (middle - reach, middle + reach)))]
 
 
 def row(measure: str, who: str, value: float, n: int, *interval: float) -> Row:
@@ -187,9 +184,12 @@ def row(measure: str, who: str, value: float, n: int, *interval: float) -> Row:
 
 
 def batches(what: str, count: int, size: int) -> Iterator[slice]:
-    """Slices of `size`, each said aloud as it begins."""
+    """Slices of `size`; the first, and one every five seconds, said aloud."""
+    shown = -math.inf
     for at in range(0, count, size):
-        print(f"{what} {at + 1:,} of {count:,}", flush=True)
+        if time.monotonic() - shown > 5:
+            print(f"{what} {at + 1:,} of {count:,}", flush=True)
+            shown = time.monotonic()
         yield slice(at, at + size)
 
 

@@ -6,7 +6,6 @@ Method: tables of names, read both ways; Conv1D matrices are transposed, fused r
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gpt.config import ModelConfig
 from gpt.errors import UserError
+from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 # What each family always computes; a folder that asks for something else is refused.
@@ -32,19 +32,14 @@ SIZES = {  # their name for a size, ours
         num_attention_heads heads, num_key_value_heads kv_heads, head_dim head_dim, rope_theta rope_theta,
         attention_dropout dropout, rms_norm_eps eps""",
 }
-NAMES = {  # our tensor, theirs; where there are several, they are our tensor's rows in this order
+NAMES = {  # what becomes of our tensors' names, rule by rule; {a/b}: several tensors that hold our tensor's rows in turn
     "gpt2": """
-        wte transformer.wte, wpe transformer.wpe, ln_f transformer.ln_f, lm_head lm_head,
-        h.*.ln1 transformer.h.*.ln_1, h.*.ln2 transformer.h.*.ln_2,
-        h.*.attn.qkv transformer.h.*.attn.c_attn, h.*.attn.proj transformer.h.*.attn.c_proj,
-        h.*.mlp.up transformer.h.*.mlp.c_fc, h.*.mlp.down transformer.h.*.mlp.c_proj""",
+        wte transformer.wte, wpe transformer.wpe, ln_f transformer.ln_f, h. transformer.h., ln1 ln_1, ln2 ln_2,
+        attn.qkv attn.c_attn, attn.proj attn.c_proj, mlp.up mlp.c_fc, mlp.down mlp.c_proj""",
     "modern": """
-        wte model.embed_tokens, ln_f model.norm, lm_head lm_head,
-        h.*.ln1 model.layers.*.input_layernorm, h.*.ln2 model.layers.*.post_attention_layernorm,
-        h.*.attn.qkv model.layers.*.self_attn.q_proj model.layers.*.self_attn.k_proj model.layers.*.self_attn.v_proj,
-        h.*.attn.q_norm model.layers.*.self_attn.q_norm, h.*.attn.k_norm model.layers.*.self_attn.k_norm,
-        h.*.attn.proj model.layers.*.self_attn.o_proj, h.*.mlp.down model.layers.*.mlp.down_proj,
-        h.*.mlp.up model.layers.*.mlp.gate_proj model.layers.*.mlp.up_proj""",
+        wte model.embed_tokens, ln_f model.norm, h. model.layers., ln1 input_layernorm, ln2 post_attention_layernorm,
+        attn. self_attn., attn.qkv attn.{q/k/v}_proj, attn.proj attn.o_proj, mlp.up mlp.{gate/up}_proj,
+        mlp.down mlp.down_proj""",
 }
 CLASSES = {"gpt2": "GPT2LMHeadModel", "modern": "Qwen3ForCausalLM"}
 
@@ -57,12 +52,14 @@ def write_release(folder: Path, checkpoint: Path) -> None:
     saved = json.loads((checkpoint / "config.json").read_text())
     model, tokenizer = ModelConfig(**saved["model"]), Tokenizer.load(checkpoint / "tokenizer")
     config, tensors = to_hf(model, saved["vocab_size"], load_file(checkpoint / "model.safetensors"))
-    begin, ends = {"bos_token_id": tokenizer.eot}, {"eos_token_id": [tokenizer.end, tokenizer.eot]}
-    _write_json(folder / "config.json", config | begin | {"eos_token_id": tokenizer.eot})
+    eot, ends = tokenizer.eot, [tokenizer.end, tokenizer.eot]
     # Without a length of its own, transformers' generate() would stop after 20 tokens.
-    length = {"pad_token_id": tokenizer.eot, "max_new_tokens": model.context // 2}
-    _write_json(folder / "generation_config.json", begin | ends | length)
+    generation = {"bos_token_id": eot, "eos_token_id": ends, "pad_token_id": eot, "max_new_tokens": model.context // 2}
+    written = {"config": config | {"bos_token_id": eot, "eos_token_id": eot}, "generation_config": generation}
+    for name, value in written.items():
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes files for their owner alone
     for file in sorted((checkpoint / "tokenizer").iterdir()):
         shutil.copyfile(file, folder / file.name)
 
@@ -70,9 +67,10 @@ def write_release(folder: Path, checkpoint: Path) -> None:
 def to_hf(config: ModelConfig, vocab_size: int, state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Our state under transformers' names and layout, with the config.json that makes AutoModelForCausalLM load it."""
     tensors, kv = {}, config.kv_heads * config.head_dim
-    for ours, theirs in _names(config):
-        rows = {1: len(state[ours]), 2: config.hidden, 3: [config.width, kv, kv]}[len(theirs)]
-        for name, part in zip(theirs, state[ours].split(rows), strict=True):
+    for ours, tensor in state.items():
+        theirs = _theirs(config, ours)
+        rows = {1: len(tensor), 2: config.hidden, 3: [config.width, kv, kv]}[len(theirs)]
+        for name, part in zip(theirs, tensor.split(rows), strict=True):
             tensors[name] = _conv1d(config, ours, part).clone(memory_format=torch.contiguous_format)
     dtype = str(state["wte.weight"].dtype).removeprefix("torch.")
     return {"architectures": [CLASSES[config.family]], "dtype": dtype} | _config(config, vocab_size), tensors
@@ -95,33 +93,29 @@ def from_hf(folder: Path) -> tuple[ModelConfig, int, dict[str, Tensor]]:
     for key, ours in _config(config, given["vocab_size"]).items():
         if given.get(key) not in (None, ours):
             raise UserError(f"{folder}/config.json: {key} is {given[key]!r}; only {ours!r} can be read for {family}")
-    return config, given["vocab_size"], _state(folder, config)
+    return config, given["vocab_size"], _state(folder, config, given["vocab_size"])
 
 
-def _state(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+def _state(folder: Path, config: ModelConfig, vocab_size: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         found |= load_file(file)
     if "wte.weight" in found:  # OpenAI's GPT-2 files name the body's tensors without the prefix
         found = {f"transformer.{name}": tensor for name, tensor in found.items()}
-    state = {}
-    for ours, theirs in _names(config):
-        if missing := set(theirs) - found.keys():
-            raise UserError(f"{folder}: no *.safetensors file holds {min(missing)}; is the download whole?")
-        state[ours] = torch.cat([_conv1d(config, ours, found[name]) for name in theirs]).contiguous()
-    return state
+    with torch.device("meta"):  # names without memory
+        wanted = {ours: _theirs(config, ours) for ours in GPT(config, vocab_size).state_dict()}
+    if missing := {name for theirs in wanted.values() for name in theirs} - found.keys():
+        raise UserError(f"{folder}: no *.safetensors file holds {min(missing)}; is the download whole?")
+    whole = {ours: torch.cat([_conv1d(config, ours, found[name]) for name in wanted[ours]]) for ours in wanted}
+    return {ours: tensor.contiguous() for ours, tensor in whole.items()}
 
 
-def _names(config: ModelConfig) -> Iterator[tuple[str, list[str]]]:
-    """Each of our tensors with theirs."""
-    for row in _rows(NAMES[config.family]):
-        if config.tied and row[0] == "lm_head":
-            continue
-        biased = config.family == "gpt2" and row[0] not in ("wte", "wpe", "lm_head")
-        for layer in range(config.depth) if "*" in row[0] else [0]:
-            for kind in ("weight", "bias") if biased else ("weight",):
-                ours, *theirs = (f"{name.replace('*', str(layer))}.{kind}" for name in row)
-                yield ours, theirs
+def _theirs(config: ModelConfig, ours: str) -> list[str]:
+    for here, there in _rows(NAMES[config.family]):
+        ours = ours.replace(here, there)
+    head, _, tail = ours.partition("{")
+    choices, _, end = tail.partition("}")
+    return [head + choice + end for choice in choices.split("/")]
 
 
 def _rows(table: str) -> list[list[str]]:
@@ -138,7 +132,3 @@ def _config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
     if config.family == "modern":
         sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
     return FIXED[config.family] | sizes | {"vocab_size": vocab_size, "tie_word_embeddings": config.tied}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

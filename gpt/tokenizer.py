@@ -63,7 +63,7 @@ class Tokenizer:
             spelling = steps[0]["pattern"]["Regex"] if steps else PATTERNS["gpt2"]
             pattern = {known: name for name, known in PATTERNS.items()}[spelling]
         except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{folder} is no tokenizer of gptloom ({error!r}); name a folder that it wrote") from error
+            raise UserError(f"{folder} is no tokenizer of gptloom ({error}); name a folder that it wrote") from error
         specials = {token["content"]: token["id"] for token in saved["added_tokens"]}
         return cls({base64.b64decode(token): int(rank) for token, rank in lines}, pattern, specials)
 

@@ -30,8 +30,9 @@ from tasks.stage import stage
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
 SHAPES = (("messages",), *PAIRS)
 COLUMNS = (*dict.fromkeys(name for shape in SHAPES for name in shape), "input", "annotator")
+MAX_BYTES = 1_000_000  # of one row; no model reads longer conversations
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-SCHEMA = pa.schema({"messages": MESSAGES, "source": pa.string(), "annotator": pa.string(), "split": pa.string()})
+SCHEMA = pa.schema({"messages": MESSAGES, **dict.fromkeys(("source", "annotator", "split"), pa.string())})
 
 
 class Conversations(Config):
@@ -45,7 +46,7 @@ class Conversations(Config):
     """Longer conversations are dropped; more than the model's context is of no use."""
     seed: int = 0
     """Draws the questions that are held out."""
-    demo_functions: int = Field(2000, ge=0)
+    demo_functions: int = Field(2400, ge=0)
     """Documented functions that the demo explains, in two conversations each."""
     demo_sums: int = Field(400, ge=0)
     """Operand pairs of the demo's sums, in two conversations each."""
@@ -59,43 +60,41 @@ class Conversations(Config):
 @stage(Chats, version="1")
 def chats(out: Path, config: Conversations, tokenizer: Tokenizer) -> Metrics:
     """Gather conversations, mark what the assistant says as the thing to learn, hold some questions out."""
-    made, kept, rendered, dropped = tokenizer.load(), [], [], Counter()
+    made, dropped = tokenizer.load(), Counter()
+    kept: list[tuple[Chat, list[int], list[int]]] = []
     for chat, trouble in progress(_gather(config), "conversations"):
         reason = trouble or fault(chat.messages)
         ids, mask = ([], []) if reason else render(made, chat.messages)
         if reason or len(ids) > config.max_tokens:
             dropped[reason or f"more than chats.max_tokens={config.max_tokens}"] += 1
         else:
-            kept.append(chat._replace(held_out=_is_held_out(chat, config)))
-            rendered.append((ids, mask))
+            kept.append((chat._replace(held_out=_is_held_out(chat, config)), ids, mask))
     say("; ".join([f"{len(kept):,} kept", *(f"{count:,} dropped: {why}" for why, count in dropped.most_common())]))
-    if dropped.total() > len(kept):
-        raise UserError(
-            f"chats would drop more than half, most as: {dropped.most_common(1)[0][0]}; mend or change that"
-        )
-    _write(out, kept, rendered)
-    heldout = questions([chat for chat in kept if chat.held_out])
+    if dropped.total() >= len(kept):
+        why = next((f", most dropped as: {why}" for why, _ in dropped.most_common(1)), "")
+        raise UserError(f"chats keeps {len(kept):,} of {dropped.total() + len(kept):,} conversations{why}; mend that")
+    _write(out, kept)
+    heldout = questions([chat for chat, _, _ in kept if chat.held_out])
     (out / "heldout.json").write_text(json.dumps(heldout, indent=1))
     (out / "chats.json").write_text(json.dumps({"tokenizer": made.digest, "vocab_size": made.vocab_size}))
-    learned, unseen = sum(sum(mask) for _, mask in rendered), sum(chat.held_out for chat in kept)
-    counts = {"data/heldout_conversations": unseen, "data/dropped": dropped.total(), "data/learned_tokens": learned}
-    return {"data/conversations": len(kept), **counts, "data/tokens": sum(len(ids) for ids, _ in rendered)}
+    unseen, size = sum(chat.held_out is True for chat, _, _ in kept), sum(len(ids) for _, ids, _ in kept)
+    counts = {"data/conversations": len(kept), "data/heldout_conversations": unseen, "data/dropped": dropped.total()}
+    return {**counts, "data/tokens": size, "data/learned_tokens": sum(sum(mask) for _, _, mask in kept)}
 
 
 def fault(messages: Any) -> str:
     """Why these messages are no conversation to learn from; empty when they are one."""
     listed: list[Any] = messages if isinstance(messages, list) else [None]
     if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in listed):
-        return "messages are no list of role and content texts"
+        return "messages are no list of roles and texts"
     roles = [message.get("role") for message in listed]
     spoken = roles[roles[:1] == ["system"] :]
     if odd := [role for role in roles if role not in ROLES]:
         return f"role {odd[0]!r} is none of {', '.join(ROLES)}"
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         return "turns do not alternate from a user to a last assistant"
-    texts = [message["content"] for message in listed]
-    broken = any(not text.strip() or re.search("[\ud800-\udfff]", text) for text in texts)
-    return "a message is empty or holds half a character" if broken else ""
+    blank = any(not m["content"].strip() or re.search("[\ud800-\udfff]", m["content"]) for m in listed)
+    return "a message is empty or holds half a character" if blank else ""
 
 
 def questions(held: Sequence[Chat]) -> dict[str, list]:
@@ -116,10 +115,9 @@ def questions(held: Sequence[Chat]) -> dict[str, list]:
 
 def _is_held_out(chat: Chat, config: Conversations) -> bool:
     """As its maker decided, else by the lot of its group, which by default is its first question."""
-    if chat.held_out is not None:
-        return chat.held_out
     first = next(message["content"] for message in chat.messages if message["role"] == "user")
-    return lot(f"{config.seed} {chat.group or ' '.join(first.casefold().split())}") < config.heldout
+    drawn = lot(f"{config.seed} {chat.group or ' '.join(first.casefold().split())}") < config.heldout
+    return drawn if chat.held_out is None else chat.held_out
 
 
 def _files(config: Conversations) -> list[Source]:
@@ -132,15 +130,15 @@ def _gather(config: Conversations) -> Iterator[tuple[Chat, str]]:
     if "demo" in config.sources:
         yield from ((chat, "") for chat in demo_chats(config.demo_functions, config.demo_sums))
     for source in _files(config):
-        for number, row in enumerate(rows(source, COLUMNS, 1_000_000)):
-            if isinstance(row, str):
-                yield Chat([], ""), row
-            elif number or any(set(shape) <= row.keys() for shape in SHAPES):
-                yield Chat(_messages(row), source.digest[:16], annotator=str(row.get("annotator") or "")), ""
-            else:
-                found = ", ".join(column_types(source) if source.format == "parquet" else row)
-                known = " or ".join(map(" and ".join, SHAPES))
-                raise UserError(f"chats.sources: {source.path} has columns {found}; needed are {known}; rename them")
+        first = next((row for row in rows(source, COLUMNS, MAX_BYTES) if isinstance(row, dict)), {})
+        found = column_types(source) if source.format == "parquet" else first
+        if not any(set(shape) <= found.keys() for shape in SHAPES):
+            columns, known = ", ".join(found) or "(none)", " or ".join(map(" and ".join, SHAPES))
+            raise UserError(f"chats.sources: {source.path} has columns {columns}; needed are {known}")
+        for row in rows(source, COLUMNS, MAX_BYTES):
+            read = {} if isinstance(row, str) else row
+            chat = Chat(_messages(read), source.digest[:16], annotator=str(read.get("annotator") or ""))
+            yield chat, "" if read else str(row)
 
 
 def _messages(row: dict[str, Any]) -> Any:
@@ -148,15 +146,15 @@ def _messages(row: dict[str, Any]) -> Any:
     pair = next((pair for pair in PAIRS if set(pair) <= row.keys()), None)
     if "messages" in row or not pair:
         return row.get("messages")
-    question = "\n\n".join(text for text in (row[pair[0]], row.get("input")) if text)
-    return turns(question, row[pair[1]])
+    question, more = row[pair[0]], row.get("input")
+    return turns(f"{question}\n\n{more}" if question and more else question, row[pair[1]])
 
 
-def _write(out: Path, kept: list[Chat], rendered: list[tuple[list[int], list[int]]]) -> None:
+def _write(out: Path, kept: list[tuple[Chat, list[int], list[int]]]) -> None:
     """The conversations for people (parquet) and, in the same order, for training (npy)."""
-    table = [{**chat._asdict(), "split": "heldout" if chat.held_out else "train"} for chat in kept]
+    table = [{**chat._asdict(), "split": "heldout" if chat.held_out else "train"} for chat, _, _ in kept]
     pq.write_table(pa.Table.from_pylist(table, SCHEMA), out / "chats.parquet", write_page_checksum=True)
-    np.save(out / "ids.npy", np.array([token for ids, _ in rendered for token in ids], np.uint32))
-    np.save(out / "mask.npy", np.array([bit for _, mask in rendered for bit in mask], np.uint8))
-    np.save(out / "offsets.npy", np.cumsum([0, *(len(ids) for ids, _ in rendered)], dtype=np.int64))
-    np.save(out / "split.npy", np.array([chat.held_out for chat in kept], np.uint8))
+    np.save(out / "ids.npy", np.array([token for _, ids, _ in kept for token in ids], np.uint32))
+    np.save(out / "mask.npy", np.array([bit for _, _, mask in kept for bit in mask], np.uint8))
+    np.save(out / "offsets.npy", np.cumsum([0, *(len(ids) for _, ids, _ in kept)], dtype=np.int64))
+    np.save(out / "split.npy", np.array([chat.held_out for chat, _, _ in kept], np.uint8))

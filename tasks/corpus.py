@@ -6,7 +6,7 @@ Parquet carries page checksums, checked on reading: without them 134 of 200 flip
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from gpt.errors import UserError
 from tasks.artifacts import Metrics
 from tasks.store import link, part
 
-DOCUMENT = pa.schema({"id": pa.string(), "text": pa.string(), "source": pa.string()})
-DROPPED = pa.schema([*((name, pa.string()) for name in ("id", "reason", "detail", "kept_id")), ("score", pa.float64())])
+STRING, DOUBLE = pa.string(), pa.float64()
+DOCUMENT = pa.schema({"id": STRING, "text": STRING, "source": STRING})
+DROPPED = pa.schema({"id": STRING, "detail": STRING, "reason": STRING, "score": DOUBLE, "kept_id": STRING})
 GROUP_BYTES, GROUP_ROWS = 4 << 20, 4_096
 EXCERPT_CHARS, EXAMPLES, TOP_REASONS = 200, 20, 12
 
 Facts = dict[str, Any]
 """What a part says of itself: documents, bytes, dropped {reason: count}."""
+Verdict = tuple[str, float | None, str | None] | None
+"""Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays."""
 
 
 def tables(path: Path) -> Iterator[pa.Table]:
@@ -32,50 +35,37 @@ def tables(path: Path) -> Iterator[pa.Table]:
         yield from map(file.read_row_group, range(file.num_row_groups))
 
 
-class Sieve:
-    """Writes one part: the rows that stay, the rows that go with their reason, and the count of both in `facts`.
+def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Facts:
+    """Write one part: rows that stay in part.parquet, the others in dropped.parquet with an excerpt; count both."""
+    documents, size_bytes, reasons = 0, 0, Counter[str]()
+    form = {"compression": "zstd", "write_page_checksum": True}
+    with (
+        pq.ParquetWriter(folder / "part.parquet", schema, **form) as kept,
+        pq.ParquetWriter(folder / "dropped.parquet", DROPPED, **form) as dropped,
+    ):
+        for group in _groups(judged):
+            if stay := [row for row, verdict in group if not verdict]:
+                kept.write_table(pa.Table.from_pylist(stay, schema))
+            if gone := [(row["id"], row["text"][:EXCERPT_CHARS], *verdict) for row, verdict in group if verdict]:
+                named = [dict(zip(DROPPED.names, row, strict=True)) for row in gone]
+                dropped.write_table(pa.Table.from_pylist(named, DROPPED))
+            documents += len(stay)
+            size_bytes += sum(len(row["text"].encode()) for row in stay)
+            reasons.update(row[2] for row in gone)
+    return {"documents": documents, "bytes": size_bytes, "dropped": dict(reasons)}
 
-    Row groups hold about 4 MiB: the most that a reader must hold at once.
-    """
 
-    def __init__(self, folder: Path, schema: pa.Schema):
-        files = {folder / "part.parquet": schema, folder / "dropped.parquet": DROPPED}
-        self.facts: Facts = {"documents": 0, "bytes": 0, "dropped": {}}
-        self.writers = [pq.ParquetWriter(p, s, compression="zstd", write_page_checksum=True) for p, s in files.items()]
-        self.rows: tuple[list, list] = ([], [])
-        self.waiting_bytes = 0
-
-    def keep(self, row: Mapping[str, Any]) -> None:
-        """Let one document through."""
-        size_bytes = len(row["text"].encode())
-        self.facts["documents"] += 1
-        self.facts["bytes"] += size_bytes
-        self.waiting_bytes += size_bytes
-        self._add(0, row)
-
-    def drop(self, name: str, reason: str, text: str, score: float | None = None, kept_id: str | None = None) -> None:
-        """Drop one document; the reason is one word, the detail an excerpt."""
-        self.facts["dropped"][reason] = self.facts["dropped"].get(reason, 0) + 1
-        row = {"id": name, "reason": reason, "detail": text[:EXCERPT_CHARS], "score": score, "kept_id": kept_id}
-        self._add(1, row)
-
-    def _add(self, file: int, row: Mapping[str, Any]) -> None:
-        self.rows[file].append(row)
-        if len(self.rows[file]) >= GROUP_ROWS or (file == 0 and self.waiting_bytes >= GROUP_BYTES):
-            self._flush(file)
-
-    def _flush(self, file: int) -> None:
-        if self.rows[file]:
-            self.writers[file].write_table(pa.Table.from_pylist(self.rows[file], self.writers[file].schema))
-            self.rows[file].clear()
-            self.waiting_bytes *= file
-
-    def close(self) -> Facts:
-        """Finish both files."""
-        for file, writer in enumerate(self.writers):
-            self._flush(file)
-            writer.close()
-        return self.facts
+def _groups(pairs: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Iterator[list[tuple[Mapping[str, Any], Verdict]]]:
+    """Row groups of about 4 MiB: the most that a reader must hold at once."""
+    group, size = [], 0
+    for row, verdict in pairs:
+        group.append((row, verdict))
+        size += len(row["text"])
+        if size >= GROUP_BYTES or len(group) >= GROUP_ROWS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts]) -> tuple[Path, Facts]:

@@ -6,9 +6,10 @@ order of arrival: of what unverified components remove, a third is like nothing 
 before it, so a corpus that grows at its end gives what one run over all of it would.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,16 +17,15 @@ from datasketch import LeanMinHash, MinHash, MinHashLSH
 from pydantic import Field
 
 from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import Facts, Sieve, place, settle, tables
+from tasks.corpus import Facts, Verdict, place, settle, sift, tables
 from tasks.runtime import progress
 from tasks.stage import stage
-from tasks.store import file_digest
-from tasks.text.minhash import EMPTY, sign
+from tasks.store import file_digest, key_of
+from tasks.text.minhash import sign
 from tasks.workers import spread
 
-SEED = 1
-WEIGHTS = (0.1, 0.9)
-"""Candidates are verified, so a missed pair costs more than a needless candidate: more bands, shorter ones."""
+SEED, EXACT = 1, 4
+WEIGHTS = (0.1, 0.9)  # candidates are verified: a missed pair costs more than a needless candidate
 
 
 class Dedup(Config):
@@ -44,11 +44,9 @@ class Dedup(Config):
 @stage(Corpus, version="1")
 def dedup(out: Path, config: Dedup, corpus: Corpus) -> Metrics:
     """Drop exact and near-duplicates, naming the document kept for each."""
-    settings = config.model_dump(exclude={"max_drop_share"})
-    digests = [file_digest(path) for path in corpus.parts]
-    index, done, parts = Index(config), [], []
-    for number, path in enumerate(corpus.parts):
-        identity = [settings, digests[: number + 1]]
+    index, identity, done, parts = Index(config), config.model_dump_json(exclude={"max_drop_share"}), [], []
+    for number, path in enumerate(progress(corpus.parts, "parts", len(corpus.parts))):
+        identity = key_of(identity, file_digest(path))  # a chain: a part depends on all parts before it
         folder, facts = place(out, number, identity, partial(_build, path, index, tuple(done)))
         done.append(folder)
         parts.append(facts)
@@ -56,69 +54,50 @@ def dedup(out: Path, config: Dedup, corpus: Corpus) -> Metrics:
 
 
 class Index:
-    """The documents that stay: their ids, exact digests and signatures, and the buckets that propose candidates."""
+    """The documents that stay: their ids and rows (signature, exact digest), and buckets that propose candidates."""
 
     def __init__(self, config: Dedup):
         self.config, self.parts = config, 0
         self.permutations_2K = np.asarray(MinHash(config.num_perm, SEED, scheme="affine32").permutations)
         self.lsh = MinHashLSH(config.threshold, config.num_perm, WEIGHTS)
         self.ids: list[str] = []
-        self.exact: dict[str, int] = {}
-        self.signatures: list[np.ndarray] = []
+        self.rows: list[np.ndarray] = []
 
-    def twin(self, exact: str, signature_K: np.ndarray) -> tuple[str, float, str] | None:
-        """(reason, estimated similarity, kept id) of the most similar document that stays, the earliest among equals."""
-        if (place := self.exact.get(exact)) is not None:
-            return "exact", 1.0, self.ids[place]
-        places = sorted(self.lsh.query(_lean(signature_K))) if signature_K[0] != EMPTY else []
-        if not places:
-            return None
-        estimates = (np.stack([self.signatures[place] for place in places]) == signature_K).mean(axis=1)
-        best = int(estimates.argmax())
-        return (
-            ("near", float(estimates[best]), self.ids[places[best]])
-            if estimates[best] >= self.config.threshold
-            else None
-        )
-
-    def add(self, name: str, exact: str, signature_K: np.ndarray) -> None:
-        """A document stays."""
-        place = len(self.ids)
+    def judge(self, name: str, row: np.ndarray) -> Verdict:
+        """(exact or near, estimated similarity, kept id) of the most like document, the first of equals; else keep."""
+        lean = LeanMinHash(seed=SEED, hashvalues=row[:-EXACT], scheme="affine32")
+        if places := sorted(map(int, self.lsh.query(lean))):  # ty: ignore[invalid-argument-type]
+            equal = np.stack([self.rows[place] for place in places]) == row
+            estimates = equal[:, :-EXACT].mean(axis=1)
+            best = int(estimates.argmax())
+            if estimates[best] >= self.config.threshold:
+                return "exact" if equal[best].all() else "near", float(estimates[best]), self.ids[places[best]]
+        self.lsh.insert(len(self.ids), lean, check_duplication=False)
         self.ids.append(name)
-        self.exact[exact] = place
-        self.signatures.append(signature_K)
-        if signature_K[0] != EMPTY:
-            self.lsh.insert(place, _lean(signature_K), check_duplication=False)
+        self.rows.append(row)
+        return None
 
-    def load(self, folders: Sequence[Path]) -> None:
-        """Catch up with the parts that were reused."""
+    def catch_up(self, folders: Sequence[Path]) -> None:
+        """Take in the parts that were reused, so not judged in this run."""
         for folder in folders[self.parts :]:
             names = pq.read_table(folder / "part.parquet", columns=["id"])["id"].to_pylist()
-            exacts, signatures = np.load(folder / "exact.npy").tolist(), np.load(folder / "signatures.npy")
-            for name, exact, signature in zip(names, exacts, signatures, strict=True):
-                self.add(name, exact, signature)
+            for name, row in zip(names, np.load(folder / "rows.npy"), strict=True):
+                self.judge(name, row)
         self.parts = len(folders)
 
 
 def _build(path: Path, index: Index, before: Sequence[Path], folder: Path) -> Facts:
-    """One part against the parts before it and itself; its kept signatures are left for the parts to come."""
-    index.load(before)
+    """One part against the parts before it and itself; its kept rows are left for the parts to come."""
+    index.catch_up(before)
     start = len(index.ids)
-    sieve = Sieve(folder, pq.read_schema(path))
-    work = partial(sign, index.permutations_2K, index.config.ngram)
-    for table, (exacts, signatures) in progress(spread(work, tables(path)), "row groups"):
-        for row, exact, signature in zip(table.to_pylist(), exacts, signatures, strict=True):
-            if found := index.twin(exact, signature):
-                sieve.drop(row["id"], found[0], row["text"], score=found[1], kept_id=found[2])
-            else:
-                index.add(row["id"], exact, signature)
-                sieve.keep(row)
+    facts = sift(folder, pq.read_schema(path), _judged(path, index))
+    np.save(folder / "rows.npy", np.array(index.rows[start:], np.uint32).reshape(-1, index.config.num_perm + EXACT))
     index.parts += 1
-    shape = (-1, index.config.num_perm)
-    np.save(folder / "signatures.npy", np.array(index.signatures[start:], np.uint32).reshape(shape))
-    np.save(folder / "exact.npy", np.array(list(index.exact)[start:], "U32"))
-    return sieve.close()
+    return facts
 
 
-def _lean(signature_K: np.ndarray) -> LeanMinHash:
-    return LeanMinHash(seed=SEED, hashvalues=signature_K, scheme="affine32")
+def _judged(path: Path, index: Index) -> Iterator[tuple[dict[str, Any], Verdict]]:
+    work = partial(sign, index.permutations_2K, index.config.ngram)
+    for table, rows in progress(spread(work, tables(path)), "row groups"):
+        for document, row in zip(table.to_pylist(), rows, strict=True):
+            yield document, index.judge(document["id"], row)

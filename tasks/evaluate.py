@@ -5,7 +5,7 @@ and in `report/` the same as tables and a figure. Method: gpt/evaluate.py.
 """
 
 import json
-import shutil
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,11 @@ class Evaluate(Config):
     questions: int = Field(200, ge=1)
     """Held-out questions, and prompts of each kind, to ask at most."""
     reply_tokens: int = Field(64, ge=1)
-    """A reply must have ended by then; samples are as long."""
-    samples: int = Field(3, ge=0)
-    """Samples of each model from an empty start."""
-    prompts: tuple[str, ...] = ()
-    """Texts to tabulate the likeliest next tokens after; none takes how held-out windows begin."""
-    words: tuple[str, ...] = ()
-    """Words to list the nearest embeddings of; none takes the longer words of the prompts."""
+    """Tokens within which a reply must have come to its end."""
+    prompts: tuple[str, ...] = ("Return the", "Return a new", "If the file", "The default value is", "Raise")
+    """Texts to tabulate the likeliest next tokens after; say them in the language of the corpus."""
+    words: tuple[str, ...] = ("string", "file", "list", "number", "error", "module")
+    """Words to list the nearest tokens of, by embedding."""
     seed: int = 1337
     """Of the samples and of the untrained twin."""
 
@@ -51,19 +49,15 @@ def evaluate(
 ) -> Metrics:
     """Score base and final model on held-out text and questions, beside an untrained twin and trivial baselines."""
     models = {"base": str(base.path)} | ({model.stage: str(model.path)} if model.digest != base.digest else {})
-    run: dict[str, Any] = {
-        "models": models,
-        "tokenizer": str(tokenizer.path),
-        "shards": str(shards.path),
-        "out": str(out),
-    }
-    run |= {"chats": str(chats.path) if chats else None, "config": config.model_dump()}
-    (out / "logs").mkdir()
+    inputs = {"tokenizer": tokenizer, "shards": shards, "chats": chats}
+    run = {name: str(artifact.path) if artifact else None for name, artifact in inputs.items()}
+    means = {"out": str(out), "device": runtime().device, "threads": runtime().threads}
     file = out / "logs" / "run.json"
-    file.write_text(json.dumps(run | {"device": runtime().device, "threads": runtime().threads}, indent=1))
+    file.parent.mkdir()
+    file.write_text(json.dumps({"models": models, "config": config.model_dump(), **run, **means}, indent=1))
     launch([sys.executable, "-m", "gpt.evaluate", str(file)])
     tables = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-    report(out, tables)
+    report(out, tables, list(models))
     return metrics(tables["scores"], list(models)[-1])
 
 
@@ -74,7 +68,7 @@ def metrics(scores: Rows, final: str) -> Metrics:
     return {f"eval/{prefix[row['who']]}{row['measure']}": row["value"] for row in ordered}
 
 
-def report(out: Path, tables: dict[str, Rows]) -> None:
+def report(out: Path, tables: dict[str, Rows], models: list[str]) -> None:
     """The tables one by one, the scores also as Markdown and as a figure, the samples."""
     folder = out / "report"
     folder.mkdir()
@@ -85,24 +79,24 @@ def report(out: Path, tables: dict[str, Rows]) -> None:
         interval = "" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
         lines.append(f"| {r['measure']} | {r['who']} | {r['value']:.3f} | {interval} | {r['n']:,} |")
     (folder / "scores.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    shutil.copyfile(out / "samples.txt", folder / "samples.txt")
-    figure(folder / "scores.png", tables["scores"])
+    (folder / "samples.txt").write_bytes((out / "samples.txt").read_bytes())
+    figure(folder / "scores.png", tables["scores"], models)
 
 
-def figure(path: Path, scores: Rows) -> None:
-    """A panel for each measure, a bar for each model and baseline, with intervals."""
+def figure(path: Path, scores: Rows, models: list[str]) -> None:
+    """A panel for each measure, a bar for each model (blue) and baseline (grey), with intervals where there are any."""
     from matplotlib.figure import Figure
 
     measures = sorted({row["measure"] for row in scores})
     sheet = Figure(figsize=(7, 2 * len(measures)), layout="constrained")
     for axes, measure in zip(sheet.subplots(len(measures), squeeze=False)[:, 0], measures, strict=True):
         rows = [row for row in scores if row["measure"] == measure]
-        values = [row["value"] for row in rows]
-        ends = (
-            [v if row[end] is None else row[end] for v, row in zip(values, rows, strict=True)]
+        names, values = [row["who"] for row in rows], [row["value"] for row in rows]
+        colors = ["steelblue" if name in models else "silver" for name in names]
+        spread = [
+            [abs(row["value"] - (math.nan if row[end] is None else row[end])) for row in rows]
             for end in ("low", "high")
-        )
-        spread = [[abs(v - end) for v, end in zip(values, side, strict=True)] for side in ends]
-        axes.barh([row["who"] for row in rows], values, xerr=spread, color="#5b7f9e", capsize=3)
+        ]
+        axes.barh(names, values, xerr=spread, color=colors, capsize=3)
         axes.set_title(measure, loc="left", fontsize=10)
     sheet.savefig(path, dpi=110)

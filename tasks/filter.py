@@ -4,6 +4,7 @@ In: Corpus. Out: Corpus without them; `dropped/` names each with its rule, the n
 Method: Gopher's rules (Rae et al. 2021); thresholds looser where documentation, plays and books need it.
 """
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from gpt.errors import UserError
 from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import Facts, Sieve, place, settle, tables
+from tasks.corpus import Facts, place, settle, sift, tables
 from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.store import file_digest
@@ -56,17 +57,17 @@ class Filter(Config):
 
     def outside(self) -> dict[str, Any]:
         """The word lists by content."""
-        return {"wordlists": [file_digest(_existing(name)) for name in self.wordlists]}
+        return {"wordlists": [hashlib.sha256(_read(name).encode()).hexdigest() for name in self.wordlists]}
 
 
 @stage(Corpus, version="1")
 def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
     """Drop documents that break a quality rule or hold too many listed words, each with its reason."""
-    words = lexicon([line for name in config.wordlists for line in _lines(name)] or LISTED.split())
+    words = lexicon([line for name in config.wordlists for line in _read(name).splitlines()] or LISTED.split())
     limits = {name: getattr(config, name) for name in RULES}
     parts = [
         place(out, number, [file_digest(path), limits, words], partial(_build, path, limits, words))[1]
-        for number, path in enumerate(corpus.parts)
+        for number, path in enumerate(progress(corpus.parts, "parts", len(corpus.parts)))
     ]
     way_out = "loosen filter.{reason} (null switches it off)"
     return settle(out, "filter", parts, config.max_drop_share, way_out)
@@ -74,24 +75,15 @@ def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
 
 def _build(path: Path, limits: dict[str, float | None], words: Lexicon, folder: Path) -> Facts:
     """One part, judged by the workers row group by row group."""
-    sieve = Sieve(folder, pq.read_schema(path))
-    for table, verdicts in progress(spread(partial(judge, limits, words), tables(path)), "row groups"):
-        for row, broken in zip(table.to_pylist(), verdicts, strict=True):
-            if broken:
-                sieve.drop(row["id"], broken[0], row["text"], score=broken[1])
-            else:
-                sieve.keep(row)
-    return sieve.close()
+    judged = progress(spread(partial(judge, limits, words), tables(path)), "row groups")
+    pairs = (pair for table, verdicts in judged for pair in zip(table.to_pylist(), verdicts, strict=True))
+    return sift(folder, pq.read_schema(path), pairs)
 
 
-def _lines(name: str) -> list[str]:
+def _read(name: str) -> str:
     try:
-        return _existing(name).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"filter.wordlists: {name!r} is not UTF-8 (byte {error.start}); convert it") from error
-
-
-def _existing(name: str) -> Path:
-    if not (path := Path(name).expanduser()).is_file():
-        raise UserError(f"filter.wordlists names {name!r}, which is no file; mend the path or leave it out")
-    return path
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"filter.wordlists: {name!r} is no UTF-8 text file ({error}); mend it or leave it out"
+        ) from error

@@ -6,9 +6,9 @@ a later run with more sources links instead of reading again. `logs/sources.json
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,8 @@ from pydantic import Field
 from gpt.errors import UserError
 from tasks import pydocs
 from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import DOCUMENT, EXCERPT_CHARS, Facts, Sieve, place, settle
-from tasks.records import BadFile, Row, column_types, rows
+from tasks.corpus import DOCUMENT, EXCERPT_CHARS, Facts, Verdict, place, settle, sift
+from tasks.records import BadFile, column_types, rows
 from tasks.runtime import progress, say
 from tasks.sources import Source, find
 from tasks.stage import stage
@@ -55,7 +55,8 @@ def ingest(out: Path, config: Ingest) -> Metrics:
     parts: list[Facts] = []
     report: list[dict[str, Any]] = []
     reading = config.model_dump(mode="json", exclude={"sources", "bad_files", "max_drop_share"})
-    for source in find(config.sources, config.max_mb, note=say):
+    sources = find(config.sources, config.max_mb, note=say)
+    for source in progress(sources, "sources", len(sources)):
         try:
             facts = place(out, len(parts), [source.identity, reading], partial(_build, source, config))[1]
         except BadFile as error:
@@ -68,45 +69,26 @@ def ingest(out: Path, config: Ingest) -> Metrics:
         report.append({"path": source.path, "kind": source.kind, "digest": source.digest, **size})
     (out / "logs").mkdir(exist_ok=True)
     (out / "logs" / "sources.json").write_text(json.dumps(report, indent=1))
-    return settle(out, "ingest", parts, config.max_drop_share, "look at the sources and ingest.text_column,")
+    return settle(out, "ingest", parts, config.max_drop_share, "look at the sources and ingest.text_column")
 
 
 def _build(source: Source, config: Ingest, folder: Path) -> Facts:
     """One source as one part."""
-    carried = [(name, pa.type_for_alias(kind)) for name, kind in config.carry.items()]
-    sieve = Sieve(folder, pa.schema([*DOCUMENT, *map(pa.field, *zip(*carried, strict=True))] if carried else DOCUMENT))
+    if taken := config.carry.keys() & set(DOCUMENT.names):
+        raise UserError(f"ingest.carry names {min(taken)!r}, a column that ingest makes; leave it out or rename it")
+    carried = [pa.field(name, pa.type_for_alias(kind)) for name, kind in config.carry.items()]
+    if source.kind != "pydocs" and source.format != "text":
+        _check_column(source, config.text_column)
+    elif source.size_bytes > config.max_doc_bytes:
+        say(f"{source.path} is longer than ingest.max_doc_bytes={config.max_doc_bytes:,}: split at blank lines")
     try:
-        for label, prefix, stream in _streams(source, config):
-            for number, row in enumerate(progress(stream, "rows")):
-                text, reason = _checked(row, config)
-                if isinstance(row, str) or reason:
-                    sieve.drop(f"{prefix}-{number}", reason, text)
-                else:
-                    sieve.keep(row | {"id": f"{prefix}-{number}", "text": text, "source": label})
-        facts = sieve.close()
+        facts = sift(folder, pa.schema([*DOCUMENT, *carried]), progress(_judged(source, config), "rows"))
     except (pa.ArrowException, UnicodeError, OverflowError) as error:
-        what = f"{source.path}: a carried column does not hold what ingest.carry={config.carry} says"
-        raise BadFile(f"{what} ({str(error).partition(chr(10))[0]}); give the right type or leave it out") from error
+        what = f"{source.path}: a column is not what ingest.carry={config.carry} says"
+        raise BadFile(f"{what} ({str(error).partition(chr(10))[0]}); give its type or leave it out") from error
     if source.kind == "file" and file_digest(Path(source.path)) != source.digest:
         raise UserError(f"{source.path} changed while it was read; nothing of it was kept; run again")
     return facts
-
-
-def _streams(source: Source, config: Ingest) -> Iterator[tuple[str, str, Iterator[Row]]]:
-    """(source column, id prefix, rows): one stream a file, one a distribution of the built-in corpus.
-
-    So a distribution that comes or goes leaves the ids of the others, and all that is made of them, as they are.
-    """
-    column, label = config.text_column, source.digest[:16]
-    if source.kind == "pydocs":
-        for name, group in groupby(pydocs.documents(config.max_mb), lambda document: document["source"]):
-            yield name, hashlib.sha256(name.encode()).hexdigest()[:16], ({column: d["text"]} for d in group)
-        return
-    if source.format != "text":
-        _check_column(source, column)
-    elif source.size_bytes > config.max_doc_bytes:
-        say(f"{source.path} is longer than ingest.max_doc_bytes={config.max_doc_bytes:,}: split at blank lines")
-    yield label, label, rows(source, (column, *config.carry), config.max_doc_bytes)
 
 
 def _check_column(source: Source, column: str) -> None:
@@ -118,15 +100,30 @@ def _check_column(source: Source, column: str) -> None:
         raise BadFile(f"{source.path}: {found}, and text is needed; columns are {others}; set ingest.text_column")
 
 
-def _checked(row: Row, config: Ingest) -> tuple[str, str]:
-    """(text, "") of a good row, (excerpt, reason) of a bad one."""
-    if isinstance(row, str):
-        return "", row
-    text = row.get(config.text_column)
+def _judged(source: Source, config: Ingest) -> Iterator[tuple[dict[str, Any], Verdict]]:
+    """Each row with its id: the file's digest and the row; in the built-in corpus, the distribution's and the row.
+
+    So a distribution that comes or goes leaves the ids of the others, and all that is made of them, as they are.
+    """
+    built_in, numbers = source.kind == "pydocs", Counter[str]()
+    column = "text" if built_in else config.text_column
+    stream = rows(source, (column, *config.carry), config.max_doc_bytes)
+    for row in pydocs.documents(config.max_mb) if built_in else stream:
+        fields = {} if isinstance(row, str) else row
+        label = fields["source"] if built_in else source.digest[:16]
+        prefix = hashlib.sha256(label.encode()).hexdigest()[:16] if built_in else label
+        text, reason = ("", row) if isinstance(row, str) else _checked(row.get(column), config.max_doc_bytes)
+        made = {"id": f"{prefix}-{numbers[label]}", "text": text, "source": label}
+        numbers[label] += 1
+        yield fields | made, (reason, None, None) if reason else None
+
+
+def _checked(text: Any, cap_bytes: int) -> tuple[str, str]:
+    """(text, "") of a good text, (excerpt, reason) of a bad one."""
     if not isinstance(text, str | bytes):
         return "", "null" if text is None else "not_text"
     raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
-    if len(raw) > config.max_doc_bytes:
+    if len(raw) > cap_bytes:
         return raw[: 4 * EXCERPT_CHARS].decode(errors="replace"), "too_long"
     text = raw.decode(errors="replace")
     if text.encode() != raw:  # bad bytes, or half of a surrogate pair from a JSON escape

@@ -48,9 +48,8 @@ def column_types(source: Source) -> dict[str, str]:
     """Columns and their types, `text` for strings: by schema in parquet, else by the first row that can be read."""
     if source.format == "parquet":
         with _readable(source):
-            return {
-                field.name: "text" if _is_text(field.type) else str(field.type) for field in pq.read_schema(source.path)
-            }
+            fields = pq.read_schema(source.path)
+        return {field.name: "text" if _is_text(field.type) else str(field.type) for field in fields}
     first = next((row for row in rows(source, ("text",), 10_000_000) if isinstance(row, dict)), {})
     return {name: "text" if isinstance(value, str) else type(value).__name__ for name, value in first.items()}
 
@@ -65,14 +64,15 @@ def _readable(source: Source) -> Generator[None]:
 
 
 def _parquet_rows(source: Source, columns: Sequence[str]) -> Iterator[Row]:
-    file, decoded = pq.ParquetFile(source.path, page_checksum_verification=True), 0
-    names = [name for name in columns if name in file.schema_arrow.names]
-    for batch in file.iter_batches(BATCH_ROWS, columns=names):
-        plain = [_as_bytes(batch.column(name)) for name in names]
-        decoded += sum(column.nbytes for column in plain)
-        _check_ratio(source, decoded, source.size_bytes)
-        for values in zip(*(column.to_pylist() for column in plain), strict=True):
-            yield dict(zip(names, map(_text, values), strict=True))
+    decoded = 0
+    with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
+        names = [name for name in columns if name in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH_ROWS, columns=names):
+            plain = [_as_bytes(batch.column(name)) for name in names]
+            decoded += sum(column.nbytes for column in plain)
+            _check_ratio(source, decoded, source.size_bytes)
+            for values in zip(*(column.to_pylist() for column in plain), strict=True):
+                yield dict(zip(names, map(_text, values), strict=True))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -108,23 +108,20 @@ def _json_rows(source: Source, cap_bytes: int) -> Iterator[Row]:
             decoded += len(piece)
             if packing:
                 _check_ratio(source, decoded, raw.tell())
-            ends = piece.endswith(b"\n")
-            if not inside and (ends or len(piece) < cap_bytes):
-                yield from _parsed(piece)
-            elif not inside:
-                yield "too_long"
-            inside = not ends
+            whole = piece.endswith(b"\n") or len(piece) < cap_bytes
+            if not inside and piece.strip():
+                yield _parsed(piece) if whole else "too_long"
+            inside = not piece.endswith(b"\n")
 
 
-def _parsed(line: bytes) -> Iterator[Row]:
+def _parsed(line: bytes) -> Row:
     try:
-        if text := line.removeprefix(codecs.BOM_UTF8).decode().strip():
-            value = json.loads(text)
-            yield value if isinstance(value, dict) else "not_an_object"
+        value = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError:
-        yield "invalid_utf8"
+        return "invalid_utf8"
     except (ValueError, RecursionError):
-        yield "not_json"
+        return "not_json"
+    return value if isinstance(value, dict) else "not_an_object"
 
 
 def _texts(path: Path, cap_bytes: int) -> Iterator[str | bytes]:
@@ -148,14 +145,12 @@ def _cut(piece: bytes) -> int:
 def _datasets_rows(source: Source) -> Iterator[Row]:
     import datasets
 
-    asked = source.identity
+    named, file = source.identity, str(Path(source.path).absolute())
+    asked: dict[str, Any] = {"path": source.format.removeprefix("hf:"), "data_files": file, "split": "train"}
+    if source.kind == "hub":
+        asked = {"path": named["hub"], "name": named["config"], "revision": named["commit"], "split": named["split"]}
     try:
-        if source.kind == "hub":
-            named = {"name": asked["config"], "revision": asked["commit"], "split": asked["split"]}
-            yield from datasets.load_dataset(asked["hub"], streaming=True, **named)
-        else:
-            files, builder = str(Path(source.path).absolute()), source.format.removeprefix("hf:")
-            yield from datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
+        yield from datasets.load_dataset(**asked, streaming=True)
     except Exception as error:  # whatever its readers and the network raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise BadFile(f"{source.path} cannot be read by Hugging Face datasets ({reason}); mend it") from error

@@ -7,6 +7,7 @@ Method: nanoGPT's prepare.py; the validation split hashes the document id, so ne
 import hashlib
 import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -26,7 +27,7 @@ from tasks.runtime import progress, say
 from tasks.stage import stage
 from tasks.store import file_digest, link, part
 
-SPLITS, FACTS = ("train", "val"), ("tokens", "bytes", "documents")
+SPLITS = ("train", "val")
 FEW = 100  # documents: below this, a split by document is too coarse
 PLACES = [(name, pa.string()) for name in ("id", "split", "source", "shard")]
 INDEX = pa.schema(PLACES + [(name, pa.int64()) for name in ("offset", "tokens", "bytes")])
@@ -48,18 +49,17 @@ def shard(out: Path, config: Shard, corpus: Corpus, tokenizer: Tokenizer) -> Met
     for number, (path, rule) in enumerate(zip(corpus.parts, _rules(config, corpus.parts), strict=True)):
         identity = [file_digest(path), made.digest, rule, number == 0]
         built.append(part(identity, lambda at, p=path, r=rule, n=number: _encode(at, made, p, r, n == 0)))
-    totals = {split: {what: sum(facts[split][what] for _, facts in built) for what in FACTS} for split in SPLITS}
+    totals = {split: sum((Counter(facts[split]) for _, facts in built), Counter()) for split in SPLITS}
     if empty := [split for split in SPLITS if not totals[split]["documents"]]:
         raise UserError(f"shard.val_fraction={config.val_fraction} leaves {empty[0]} no document; change it")
     _publish(out, [folder for folder, _ in built])
-    splits = {
-        split: {"files": [p.name for p in sorted(out.glob(f"{split}-*.bin"))], **totals[split]} for split in SPLITS
-    }
-    head = {"tokenizer": made.digest, "vocab_size": made.vocab_size, "dtype": _dtype(made).name}
-    (out / "shards.json").write_text(json.dumps({**head, "splits": splits}, indent=1))
-    tokens, size = (sum(totals[split][what] for split in SPLITS) for what in ("tokens", "bytes"))
-    each = {f"data/{split}_tokens": totals[split]["tokens"] for split in SPLITS}
-    return {"data/tokens": tokens, **each, "data/bytes_per_token": size / tokens}
+    files = {split: sorted(path.name for path in out.glob(f"{split}-*.bin")) for split in SPLITS}
+    about = {"tokenizer": made.digest, "vocab_size": made.vocab_size, "dtype": _dtype(made).name}
+    about["splits"] = {split: {"files": files[split], **totals[split]} for split in SPLITS}
+    # Sorted, because a part's facts come in another order from the store than from their making.
+    (out / "shards.json").write_text(json.dumps(about, indent=1, sort_keys=True))
+    both, each = totals["train"] + totals["val"], {f"data/{split}_tokens": totals[split]["tokens"] for split in SPLITS}
+    return {"data/tokens": both["tokens"], **each, "data/bytes_per_token": both["bytes"] / both["tokens"]}
 
 
 def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
@@ -91,17 +91,17 @@ def _dtype(made: Loaded) -> np.dtype:
     return np.dtype(np.uint16 if made.vocab_size <= 2**16 else np.uint32)
 
 
-def _encode(folder: Path, made: Loaded, source: Path, rule: float | int, first: bool) -> dict[str, dict[str, int]]:
+def _encode(folder: Path, made: Loaded, source: Path, rule: float | int, first: bool) -> dict[str, Counter[str]]:
     """One corpus part as a stream for each split and their index; the first part brings the head of both streams."""
     streams = {split: [np.full(int(first), made.eot, _dtype(made))] for split in SPLITS}
-    facts = {split: dict(zip(FACTS, (int(first), 0, 0), strict=True)) for split in SPLITS}
+    facts = {split: Counter(tokens=int(first), bytes=0, documents=0) for split in SPLITS}
     rows, start = [], 0
     for name, text, origin in progress(documents([source]), "documents", pq.read_metadata(source).num_rows):
         for split, piece in _pieces(name, text, rule, start):
             streams[split].append(np.array([*made.encode(piece), made.eot], _dtype(made)))
-            size = dict(zip(FACTS, (len(streams[split][-1]), len(piece.encode()), 1), strict=True))
+            size = {"tokens": len(streams[split][-1]), "bytes": len(piece.encode())}
             rows.append({"id": name, "split": split, "source": origin, "offset": facts[split]["tokens"], **size})
-            facts[split] = {what: facts[split][what] + size[what] for what in size}
+            facts[split].update(size, documents=1)
         start += len(text)
     for split in (split for split in SPLITS if facts[split]["tokens"]):
         write_shard(folder / f"{split}.bin", np.concatenate(streams[split]))
@@ -137,11 +137,10 @@ def show(shards: Path, split: str, offset: int, tokenizer: Loaded, width: int = 
     first = max(0, offset - width)
     window, at = stream.read(first, min(len(stream), offset + width + 1)), offset - first
     before, token, after = (tokenizer.decode(ids) for ids in (window[:at], window[at : at + 1], window[at + 1 :]))
-    number = bisect_right(starts, offset) - 1
-    place = "the head of the stream"
+    place, number = "the head of the stream", bisect_right(starts, offset) - 1
     if number >= 0:
-        row = rows[number]
-        place = f"document {row['id']} from {row['source']}, its token {offset - starts[number]:,} of {row['tokens']:,}"
+        row, inside = rows[number], offset - starts[number]
+        place = f"document {row['id']} from {row['source']}, its token {inside:,} of {row['tokens']:,}"
     return f"{split} token {offset:,} of {len(stream):,} (id {window[at]}): {place}\n{before}⟦{token}⟧{after}"
 
 

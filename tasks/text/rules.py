@@ -1,118 +1,86 @@
 """Filter rules over one document: each measures one number, and a limit of the same name says what is too low or high.
 
-In: a text, limits {name: number, or None for off}, a lexicon. Out: the first broken rule with its number, or None.
-The measures are Gopher's (Rae et al. 2021, appendix A), with words as `\\w+`; rules on words hold only where the
-language is detected, since other languages have other words. A new rule is one function here and one field of Filter.
+In: texts, limits {rule: number, or None for off}, a lexicon. Out: the first broken rule with its number, or None.
+The measures are Gopher's (Rae et al. 2021, appendix A) with words as `\\w+`. A new rule is a line here and in Filter.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from tasks.text.words import language, words
+from tasks.text.words import STOP_WORDS, language, words
 
-GOPHER_WORDS = {
-    "en": frozenset("the be to of and that have with".split()),
-    "es": frozenset("de la que el en y los con".split()),
-}
 BULLETS = ("•", "‣", "●", "◦", "·", "- ", "* ")
 Lexicon = Mapping[str, Sequence[str]]
 """First word to the listed phrases (words joined by blanks) that begin with it."""
 
 
-@dataclass(frozen=True)
-class Document:
-    """What rules look at; `lines` are stripped and not empty, `listed` are the distinct lexicon entries found."""
+class Document(NamedTuple):
+    """What rules look at: `lines` stripped and not empty, `listed` the number of distinct lexicon entries in it."""
 
     text: str
     words: list[str]
     lines: list[str]
     language: str
-    listed: frozenset[str]
+    listed: int
+
+    def per_word(self, count: float) -> float:
+        """A count as a share of the words."""
+        return count / max(1, len(self.words))
+
+    def per_line(self, fits: Callable[[str], bool]) -> float:
+        """The share of lines that fit."""
+        return sum(map(fits, self.lines)) / max(1, len(self.lines))
 
 
-def judge(limits: Mapping[str, float | None], lexicon: Lexicon, table: pa.Table) -> list[tuple[str, float] | None]:
+RULES: dict[str, Callable[[Document], float]] = {
+    "max_listed": lambda document: document.listed / -(-max(1, len(document.words)) // 1_000),
+    "min_words": lambda document: len(document.words),
+    "max_words": lambda document: len(document.words),
+    "min_mean_word": lambda document: document.per_word(sum(map(len, document.words))),
+    "max_mean_word": lambda document: document.per_word(sum(map(len, document.words))),
+    "min_stop_words": lambda document: len(STOP_WORDS[document.language].intersection(document.words)),
+    "min_alphabetic": lambda document: 1 - document.per_word(sum(map(str.isdigit, document.words))),
+    "max_symbols": lambda document: document.per_word(sum(map(document.text.count, ("#", "...", "…")))),
+    "max_bullet_lines": lambda document: document.per_line(lambda line: line.startswith(BULLETS)),
+    "max_ellipsis_lines": lambda document: document.per_line(lambda line: line.endswith(("...", "…"))),
+    "max_repeated": lambda document: 1 - sum(map(len, set(document.lines))) / max(1, sum(map(len, document.lines))),
+}
+WORD_RULES = tuple(RULES)[1:6]
+"""Rules that hold only where the language is detected, since other languages have other words."""
+
+
+def judge(
+    limits: Mapping[str, float | None], lexicon: Lexicon, table: pa.Table
+) -> list[tuple[str, float, None] | None]:
     """The verdict on each row of a table with a `text` column."""
     return [verdict(read(text, lexicon), limits) for text in table["text"].to_pylist()]
 
 
-def verdict(document: Document, limits: Mapping[str, float | None]) -> tuple[str, float] | None:
-    """(rule, number) of the first rule that the document breaks, in the order of RULES; None if it breaks none."""
+def verdict(document: Document, limits: Mapping[str, float | None]) -> tuple[str, float, None] | None:
+    """(rule, number, no kept id) of the first rule that the document breaks, in the order of RULES; None if none."""
     for name, measure in RULES.items():
-        limit = limits[name]
-        if limit is None or (name in WORD_RULES and not document.language):
-            continue
-        number = measure(document)
-        if number < limit if name.startswith("min_") else number > limit:
-            return name, number
+        if (limit := limits[name]) is not None and (document.language or name not in WORD_RULES):
+            number = measure(document)
+            if number < limit if name.startswith("min_") else number > limit:
+                return name, number, None
     return None
 
 
 def read(text: str, lexicon: Lexicon) -> Document:
-    """Split a text once for all rules."""
+    """Split a text once for all rules. Listed are whole words only: no word hits for a part of it (Scunthorpe)."""
     found = words(text)
+    phrases = [phrase for first in lexicon.keys() & set(found) for phrase in lexicon[first]]
+    joined = f" {' '.join(found)} " if phrases else ""
     lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
-    return Document(text, found, lines, language(found), _listed(found, lexicon))
+    return Document(text, found, lines, language(found), sum(f" {phrase} " in joined for phrase in phrases))
 
 
 def lexicon(entries: Iterable[str]) -> dict[str, list[str]]:
     """Index listed words and phrases by first word; entries without a word of two letters are left out (`s&m`)."""
     index: dict[str, list[str]] = {}
-    for entry in sorted(set(entries)):
-        parts = words(entry)
-        if any(len(part) > 1 for part in parts):
-            index.setdefault(parts[0], []).append(" ".join(parts))
+    for entry in sorted({" ".join(words(entry)) for entry in entries}):
+        if any(len(part) > 1 for part in entry.split()):
+            index.setdefault(entry.split()[0], []).append(entry)
     return index
-
-
-def _listed(found: Sequence[str], lexicon: Lexicon) -> frozenset[str]:
-    """Whole words only: `class` never hits for a word inside it (the Scunthorpe problem)."""
-    phrases = [phrase for first in lexicon.keys() & set(found) for phrase in lexicon[first]]
-    joined = f" {' '.join(found)} " if phrases else ""
-    return frozenset(phrase for phrase in phrases if f" {phrase} " in joined)
-
-
-def _mean_word(document: Document) -> float:
-    return sum(map(len, document.words)) / max(1, len(document.words))
-
-
-def _symbols(document: Document) -> float:
-    symbols = document.text.count("#") + document.text.count("...") + document.text.count("…")
-    return symbols / max(1, len(document.words))
-
-
-def _alphabetic(document: Document) -> float:
-    return 1 - sum(map(str.isdigit, document.words)) / max(1, len(document.words))
-
-
-def _line_share(document: Document, fits: Callable[[str], bool]) -> float:
-    return sum(map(fits, document.lines)) / max(1, len(document.lines))
-
-
-def _repeated(document: Document) -> float:
-    """Share of the characters that stand in lines seen before."""
-    unique = sum(map(len, set(document.lines)))
-    return 1 - unique / max(1, sum(map(len, document.lines)))
-
-
-def _listed_rate(document: Document) -> float:
-    """Distinct listed words per started thousand words, so that a book is not judged by one page."""
-    return len(document.listed) / -(-max(1, len(document.words)) // 1_000)
-
-
-RULES: dict[str, Callable[[Document], float]] = {
-    "min_words": lambda document: len(document.words),
-    "max_words": lambda document: len(document.words),
-    "min_mean_word": _mean_word,
-    "max_mean_word": _mean_word,
-    "min_stop_words": lambda document: len(GOPHER_WORDS[document.language].intersection(document.words)),
-    "min_alphabetic": _alphabetic,
-    "max_symbols": _symbols,
-    "max_bullet_lines": lambda document: _line_share(document, lambda line: line.startswith(BULLETS)),
-    "max_ellipsis_lines": lambda document: _line_share(document, lambda line: line.endswith(("...", "…"))),
-    "max_repeated": _repeated,
-    "max_listed": _listed_rate,
-}
-WORD_RULES = frozenset({"min_words", "max_words", "min_mean_word", "max_mean_word", "min_stop_words"})
-"""Rules whose limits are known for detected languages only."""

@@ -1,0 +1,100 @@
+"""A checkpoint is whole or refused, whatever happened to its bytes."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from gpt.checkpoint import PAYLOAD, load_model, newest, restore, save
+from gpt.config import ModelConfig, TrainConfig
+from gpt.errors import UserError
+from gpt.model import GPT
+from gpt.optim import adamw
+
+CONFIG = ModelConfig(depth=1, width=16, heads=2, context=8)
+
+
+@pytest.fixture
+def trained():
+    """A model and an optimiser that made one step."""
+    torch.manual_seed(0)
+    model = GPT(CONFIG, 20)
+    optimizer = adamw(model, TrainConfig())
+    model(torch.zeros(1, 4, dtype=torch.long)).square().sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def state(step):
+    return {"step": step, "tokens": 10 * step, "tokenizer": "abc"}
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path, trained):
+    model, optimizer = trained
+    torch.manual_seed(5)
+    save(tmp_path, model, optimizer, state(3), keep=2)
+    drawn = torch.rand(4)
+    other = GPT(CONFIG, 20)
+    fresh = adamw(other, TrainConfig())
+    found = newest(tmp_path)
+    assert restore(found, other, fresh, expect={**state(0)}) == state(3)
+    assert torch.equal(torch.rand(4), drawn), "the random numbers should go on where they were"
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two), name
+        for slot in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[one][slot], fresh.state[two][slot]), f"{name} {slot}"
+    assert torch.equal(
+        load_model(found)(torch.ones(1, 2, dtype=torch.long)), model.eval()(torch.ones(1, 2, dtype=torch.long))
+    )
+
+
+def test_the_same_training_state_gives_the_same_bytes(tmp_path, trained):
+    for name in ("a", "b"):
+        save(tmp_path / name, *trained, state(1), keep=2)
+    for file in (*PAYLOAD, "manifest.json"):
+        a, b = (tmp_path / name / "step-00000001" / file for name in ("a", "b"))
+        assert a.read_bytes() == b.read_bytes(), file
+
+
+def test_only_the_newest_are_kept(tmp_path, trained):
+    for step in (1, 2, 10, 11):
+        save(tmp_path, *trained, state(step), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
+
+
+@pytest.mark.parametrize("file", [*PAYLOAD, "manifest.json"])
+def test_any_flipped_bit_or_cut_sends_the_resume_to_the_one_before(tmp_path, trained, file, capsys):
+    dice = random.Random(file)
+    for _ in range(8):
+        for step in (1, 2):
+            save(tmp_path, *trained, state(step), keep=2) if not (tmp_path / f"step-{step:08d}").exists() else None
+        path = tmp_path / "step-00000002" / file
+        raw = bytearray(path.read_bytes())
+        raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)
+        path.write_bytes(dice.choice([bytes(raw), bytes(raw[: dice.randrange(len(raw))])]))
+        assert newest(tmp_path).name == "step-00000001"
+        assert "step-00000002 is damaged" in capsys.readouterr().out
+
+
+def test_missing_and_added_files_are_damage_too(tmp_path, trained):
+    save(tmp_path, *trained, state(1), keep=2)
+    (tmp_path / "step-00000001" / "more").touch()
+    assert newest(tmp_path) is None
+    save(tmp_path, *trained, state(1), keep=2)
+    (tmp_path / "step-00000001" / "manifest.json").unlink()
+    assert newest(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, trained):
+    save(tmp_path, *trained, state(1), keep=2)
+    with pytest.raises(UserError, match="another tokenizer; give this run a new folder"):
+        restore(newest(tmp_path), *trained, expect={"step": 0, "tokens": 0, "tokenizer": "xyz"})
+
+
+@pytest.mark.parametrize("content", [None, "{}", json.dumps({"model": {"layers": 3}, "vocab_size": 5})])
+def test_a_folder_that_is_no_checkpoint_is_one_clear_line(tmp_path, content):
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="is no checkpoint of gptloom"):
+        load_model(tmp_path)

@@ -1,0 +1,260 @@
+"""The training program end to end: it learns, resumes to the same bits after any kill, and says what is wrong."""
+
+import fcntl
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+
+from gpt import data
+from gpt.config import ModelConfig
+from gpt.errors import UserError
+from gpt.loop import backward, measure, train
+from gpt.model import GPT
+
+RUNNER = """
+import json, os, sys
+import torch._dynamo                  # what the first optimiser step imports
+import gpt.failpoints, gpt.loop, gpt.train
+
+for line in sys.stdin:                # imports are made once; each run is a fork that may die as it likes
+    file, kill_at = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        gpt.failpoints.KILL_AT, sys.argv[1:] = kill_at, [file]
+        os._exit(gpt.train.main())
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def runner(tmp_path):
+    """`runner(run, failpoint, after_s, signal)`: the program in a process of its own; its exit code."""
+    log = (tmp_path / "log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+    )
+
+    def go(run, kill_at=None, after=None, number=signal.SIGKILL):
+        file = Path(run["out"]).with_suffix(".json")
+        file.write_text(json.dumps(run))
+        server.stdin.write(json.dumps([str(file), kill_at]) + "\n")
+        server.stdin.flush()
+        return finish(int(read()), Path(run["out"]), after, number)
+
+    def read():
+        while not (line := server.stdout.readline()).strip().lstrip("-").isdigit():
+            assert line, "the runner died"
+        return line
+
+    def finish(child, out, after, number):
+        if after is not None:
+            wait_for_step(out / "logs" / "metrics.jsonl", after)
+            os.kill(child, number)
+        return int(read())
+
+    yield go
+    server.kill()
+    server.wait()
+
+
+def wait_for_step(journal, step):
+    deadline = time.monotonic() + 30
+    while not (journal.exists() and f", {step}, " in journal.read_text()):
+        assert time.monotonic() < deadline, f"step {step} was never journalled"
+        time.sleep(0.001)
+
+
+def payload(out):
+    """Digest of every file of a finished Checkpoint; the journal without its times and speeds."""
+    files = [path for path in sorted(Path(out).rglob("*")) if path.is_file() and "logs" not in path.parts]
+    digests = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    lines = [json.loads(line) for line in (Path(out) / "logs" / "metrics.jsonl").read_text().splitlines()]
+    losses = [(step, {k: v.hex() for k, v in values.items() if k[:4] != "perf"}) for _, step, values in lines]
+    return digests, losses
+
+
+def test_it_learns_and_leaves_a_whole_checkpoint(make_run, capsys):
+    run = make_run(steps=60, lr=1e-2, eval_every=30, sample_every=30)
+    assert train(run, Event())
+    out = Path(run["out"])
+    digests, losses = payload(out)
+    top = ["config.json", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"]
+    assert [name for name in digests if "/" not in name] == top
+    assert "tokenizer/tokenizer.json" in digests
+    assert not (out / "checkpoints").exists()
+    held_out = [float.fromhex(values["val/bpb"]) for _, values in losses if "val/bpb" in values]
+    assert held_out[0] == pytest.approx(8, abs=0.2), "untrained, a byte costs log2(261) = 8.03 bits"
+    assert held_out[-1] < 5, f"bits per byte {held_out}"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("parameters, 4 x 32 tokens a step, on cpu (1 threads), from step 0 to 60")
+    assert [line[:17] for line in said if line.startswith("sample")] == ["sample at step 30", "sample at step 60"]
+
+
+def test_a_finished_run_is_left_alone(make_run):
+    run = make_run(steps=2)
+    assert train(run, Event())
+    before = payload(run["out"])
+    assert train(run, Event())
+    assert payload(run["out"]) == before
+
+
+@pytest.mark.parametrize("task", ["pretrain", "sft"])
+def test_after_a_kill_at_every_failpoint_the_same_bits_come_out(make_run, runner, task):
+    run = make_run(task, out="whole")
+    if task == "sft":
+        base = make_run(out="base", steps=3)
+        assert runner(base) == 0
+        run = make_run(task, out="whole", init=base["out"])
+    assert runner(run) == 0
+    expected = payload(run["out"])
+    points = ["begin", "files", "before rename", "renamed"]
+    places = [f"checkpoint: {point}:{nth}" for nth in (1, 3) for point in points] + [
+        "publish: file:1",
+        "publish: file:5",
+    ]
+    for place in places:
+        again = make_run(task, out=place.replace(": ", "-"), init=run["init"])
+        assert runner(again, kill_at=place) == -signal.SIGKILL, place
+        assert runner(again) == 0, place
+        assert payload(again["out"]) == expected, place
+
+
+def test_after_signals_at_random_steps_the_same_bits_come_out(make_run, runner):
+    slow = {"steps": 60, "checkpoint_every": 7, "eval_every": 20}
+    run = make_run(out="whole", **slow)
+    assert runner(run) == 0
+    expected, dice, codes = payload(run["out"]), random.Random(0), set()
+    for n in range(6):
+        again, number = make_run(out=f"again{n}", **slow), (signal.SIGTERM, signal.SIGKILL)[n % 2]
+        for step in sorted(dice.sample(range(1, 55), 2)):
+            codes.add(runner(again, after=step, number=number))
+        assert runner(again) == 0
+        assert payload(again["out"]) == expected
+    assert codes == {143, -9}, f"exit codes {codes}"
+
+
+def test_the_newest_checkpoint_damaged_the_one_before_gives_the_same_bits(make_run, runner):
+    run = make_run(out="whole")
+    assert runner(run) == 0
+    again = make_run(out="again")
+    assert runner(again, kill_at="publish: file:1") == -9
+    weights = Path(again["out"]) / "checkpoints" / "step-00000012" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert runner(again) == 0
+    assert payload(again["out"]) == payload(run["out"])
+
+
+def test_a_signal_while_torch_is_imported_is_not_lost(make_run, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(make_run()))
+    child = subprocess.Popen([sys.executable, "-m", "gpt.train", str(tmp_path / "run.json")], stdout=subprocess.PIPE)
+    while not (tmp_path / "lock").exists():
+        time.sleep(0.005)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 143
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_evaluation_and_samples_have_no_part_in_training(make_run):
+    one, two = make_run(out="a", eval_every=1, sample_every=1), make_run(out="b", eval_every=50, sample_every=0)
+    assert train(one, Event())
+    assert train(two, Event())
+    weights = [(Path(run["out"]) / "model.safetensors").read_bytes() for run in (one, two)]
+    assert weights[0] == weights[1]
+
+
+def test_accumulation_is_the_gradient_of_the_whole_batch():
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(depth=2, width=32, heads=2, context=16), 30)
+    x_BT, y_BT = torch.randint(30, (6, 16)), torch.randint(30, (6, 16))
+    y_BT[torch.rand(6, 16) < 0.4] = data.IGNORED  # so that micro-batches have different numbers of targets
+    y_BT[1:3] = data.IGNORED
+    found = {}
+    for rows in (6, 2, 1):
+        model.zero_grad()
+        loss = backward(model, x_BT, y_BT, rows, int((y_BT != data.IGNORED).sum()))
+        found[rows] = (loss, [p.grad.clone() for p in model.parameters()])
+    mean = torch.nn.functional.cross_entropy(model(x_BT).flatten(0, 1), y_BT.flatten())
+    for rows, (loss, gradients) in found.items():
+        difference = max((a - b).abs().max().item() for a, b in zip(gradients, found[6][1], strict=True))
+        assert difference < 1e-6, f"{rows} rows at a time: gradients differ by {difference}"
+        assert loss.item() == pytest.approx(mean.item(), abs=1e-6)
+
+
+def test_bits_per_byte_count_text_only():
+    model = GPT(ModelConfig(depth=1, width=16, heads=2, context=8), 4)
+    torch.nn.init.zeros_(model.wte.weight)  # every token costs log(4), two bits
+    held_out = np.zeros((3, 5), np.int64), np.array([[0, 1, 2, 3, data.IGNORED]] * 3)
+    found = measure(model, held_out, torch.tensor([0, 1, 2, 5]), rows=2)
+    assert found["val/loss"] == pytest.approx(np.log(4))
+    assert found["val/bpb"] == pytest.approx(3 * 2 / 8), "three tokens of 1 + 2 + 5 bytes; token 0 is special"
+
+
+def test_data_of_another_tokenizer_is_refused(make_run, tmp_path):
+    run = make_run()
+    (tmp_path / "shards" / "shards.json").write_text(json.dumps({"tokenizer": "0123456789abcdef"}))
+    with pytest.raises(UserError, match="was made with tokenizer 0123456789ab, "):
+        train(run, Event())
+
+
+def test_an_init_of_another_tokenizer_is_refused(make_run, tmp_path):
+    base = make_run(out="base", steps=1)
+    assert train(base, Event())
+    state = tmp_path / "base" / "state.json"
+    state.write_text(state.read_text().replace(json.loads(state.read_text())["tokenizer"], "f" * 64))
+    with pytest.raises(UserError, match="base was made with tokenizer ffffffffffff"):
+        train(make_run("sft", init=base["out"]), Event())
+
+
+def test_a_checkpoint_knows_its_parents(make_run):
+    base = make_run(out="base", steps=2)
+    assert train(base, Event())
+    tuned = make_run("sft", init=base["out"], steps=1)
+    assert train(tuned, Event())
+    state = json.loads((Path(tuned["out"]) / "state.json").read_text())
+    assert state["parents"] == [{"task": "pretrain", "step": 2, "tokens": 2 * 4 * 32}]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_a_checkpoint(make_run, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(make_run(lr=1e30, warmup_steps=0, clip=0)))
+    ran = subprocess.run(
+        [sys.executable, "-m", "gpt.train", str(tmp_path / "run.json")], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2, ran
+    assert len(ran.stderr.splitlines()) == 1
+    assert ran.stderr.startswith("error: loss is nan at step "), ran.stderr
+    assert "lower lr=1e+30" in ran.stderr
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_resume_under_other_numerics_says_so(make_run, capsys):
+    stop = Event()
+    stop.set()
+    run = make_run()
+    assert not train(run, stop)
+    try:
+        assert train({**run, "threads": 2}, Event())
+    finally:
+        torch.set_num_threads(1)
+    assert "resume under other numerics: not bit-exact" in capsys.readouterr().out
+
+
+def test_a_second_trainer_waits_for_the_first(make_run, runner, tmp_path):
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(1.0, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+        start = time.monotonic()
+        assert runner(make_run(steps=1)) == 0
+        assert time.monotonic() - start > 0.9

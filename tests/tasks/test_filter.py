@@ -1,0 +1,110 @@
+"""Filter: bad documents go with their reason, books and documentation stay, and a stage that drops most stops."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpt.errors import UserError
+from tasks.artifacts import Corpus
+from tasks.corpus import DOCUMENT
+from tasks.filter import Filter, filter
+from tasks.ingest import Ingest, ingest
+from tasks.runtime import Runtime, running
+
+GOOD = " ".join(
+    f"The {name} sat on the mat and looked at the dog that was in the garden." for name in ("cat", "fox", "hen", "owl")
+)
+SHORT = "This is not the document that was asked for."
+
+
+def corpus(folder: Path, *parts: list[str]) -> Corpus:
+    folder.mkdir()
+    for number, texts in enumerate(parts):
+        rows = [{"id": f"{number}-{n}", "text": text, "source": "s", "url": f"u{n}"} for n, text in enumerate(texts)]
+        pq.write_table(
+            pa.Table.from_pylist(rows, DOCUMENT.append(pa.field("url", pa.string()))),
+            folder / f"part-{number:05d}.parquet",
+        )
+    return Corpus(stage="ingest", key="k", digest="d", path=folder)
+
+
+def run(tmp_path: Path, given: Corpus, **config: object) -> tuple[list[dict], list[dict], dict]:
+    out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+    out.mkdir()
+    metrics = filter.fn(out, Filter(**config), given)
+    kept, dropped = (
+        [row for path in sorted(folder.glob("part-*")) for row in pq.read_table(path).to_pylist()]
+        for folder in (out, out / "dropped")
+    )
+    return kept, dropped, metrics
+
+
+def test_dropped_rows_tell_rule_number_and_excerpt_and_kept_rows_are_whole(tmp_path):
+    given = corpus(tmp_path / "in", [GOOD, SHORT], [GOOD + " Again."])
+    kept, dropped, metrics = run(tmp_path, given)
+    assert [(row["id"], row["url"]) for row in kept] == [("0-0", "u0"), ("1-0", "u0")]
+    assert dropped == [{"id": "0-1", "reason": "min_words", "score": 9.0, "detail": SHORT, "kept_id": None}]
+    assert next(iter(metrics)) == "data/documents"
+    expected = {"data/documents": 2, "data/dropped": 1, "data/dropped_share": 1 / 3, "data/dropped/min_words": 1}
+    assert {name: metrics[name] for name in expected} == expected
+    assert json.loads((tmp_path / "out0" / "report" / "examples.json").read_text()) == dropped
+
+
+def test_a_stage_that_would_drop_most_stops_and_names_the_rule_and_the_ways_out(tmp_path):
+    given = corpus(tmp_path / "in", [GOOD, SHORT, SHORT])
+    with pytest.raises(UserError) as error:
+        run(tmp_path, given)
+    for told in ("2 of 3", "67%", "min_words 2", "filter.min_words", "filter.max_drop_share"):
+        assert told in str(error.value)
+    assert len(run(tmp_path, given, max_drop_share=0.7)[0]) == 1
+    assert len(run(tmp_path, given, min_words=None)[0]) == 3
+
+
+def test_a_part_whose_documents_all_go_is_empty_and_can_be_read_on(tmp_path):
+    kept, *_ = run(tmp_path, corpus(tmp_path / "in", [SHORT], [GOOD, GOOD]))
+    assert len(kept) == 2
+    again = Corpus(stage="filter", key="k", digest="d", path=tmp_path / "out0")
+    assert run(tmp_path, again)[0] == kept
+
+
+def test_word_lists_enter_the_key_by_content_and_bad_ones_are_told(tmp_path):
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    for path in (first, second):
+        path.write_text("garden\nowl\n")
+    assert Filter(wordlists=(str(first),)).outside() == Filter(wordlists=(str(second),)).outside()
+    given = corpus(tmp_path / "in", [GOOD, GOOD.replace("garden", "yard").replace("owl", "hawk")])
+    kept, dropped, _ = run(tmp_path, given, wordlists=(str(first),), max_listed=0)
+    assert ([row["id"] for row in kept], [row["reason"] for row in dropped]) == (["0-1"], ["max_listed"])
+    first.write_bytes(b"caf\xe9")
+    for bad in (first, tmp_path / "none.txt"):
+        with pytest.raises(UserError, match=r"filter\.wordlists"):
+            Filter(wordlists=(str(bad),)).outside()
+
+
+def test_the_bytes_are_the_same_for_any_number_of_workers(tmp_path):
+    given = corpus(tmp_path / "in", [GOOD * 20 + str(n) for n in range(80)])
+    table = pq.read_table(given.parts[0])
+    pq.write_table(table, given.parts[0], row_group_size=10)
+    found = []
+    for workers in (1, 2):
+        with running("filter", Runtime(workers=workers)):
+            run(tmp_path, given, max_repeated=None)
+        found.append((tmp_path / f"out{workers - 1}" / "part-00000.parquet").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_real_books_and_documentation_pass(tmp_path, shared_data):
+    (tmp_path / "in").mkdir()
+    sources = (str(shared_data / "quijote.txt"), str(shared_data / "tinyshakespeare.txt"), "pydocs")
+    with running("ingest", Runtime(workers=1)):
+        ingest.fn(tmp_path / "in", Ingest(sources=sources, max_mb=0.5))
+    lists = tuple(str(shared_data / "lexicons" / name) for name in ("en.txt", "es.txt"))
+    kept, dropped, metrics = run(
+        tmp_path, Corpus(stage="ingest", key="k", digest="d", path=tmp_path / "in"), wordlists=lists
+    )
+    assert {row["source"] for row in kept[:2]}.isdisjoint({row["id"][:16] for row in dropped})
+    assert metrics["data/dropped_share"] < 0.2, metrics
+    assert len(dropped) > 5
