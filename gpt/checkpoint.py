@@ -99,11 +99,12 @@ def load_model(folder: Path, device: str = "cpu") -> GPT:
     """The model of a checkpoint folder, in evaluation mode."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        model = GPT(ModelConfig(**config["model"]), config["vocab_size"])
+        with torch.device("meta"):  # no time and no random numbers for weights that are about to be replaced
+            model = GPT(ModelConfig(**config["model"]), config["vocab_size"]).to_empty(device=device)
     except (OSError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no checkpoint of gptloom ({error!r}); give the folder of one") from error
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.to(device).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors", device))
+    return model.eval()
 
 
 def read_state(folder: Path) -> State:

@@ -58,11 +58,8 @@ def batch(stream: Stream, seed: int, step: int, batch: int, context: int) -> Bat
     One window less than would fit leaves room for the phase, so up to 2 x context tokens sit out in each epoch.
     """
     windows = max(1, (len(stream) - 1) // context - 1)
-    epochs_B, order_B = order(seed, step, batch, windows)
-    slack = len(stream) - windows * context
-    return _cut(
-        stream, [_key(seed, e, "phase") % slack + i * context for e, i in zip(epochs_B, order_B, strict=True)], context
-    )
+    places, slack = zip(*order(seed, step, batch, windows), strict=True), len(stream) - windows * context
+    return _cut(stream, [_key(seed, epoch, "phase") % slack + place * context for epoch, place in places], context)
 
 
 def first(stream: Stream, count: int, context: int) -> Batch:
@@ -100,23 +97,16 @@ class Conversations:
     """A Chats folder as training data: one conversation a row, cut to the context, loss on assistant tokens only."""
 
     def __init__(self, folder: Path, context: int) -> None:
-        names = ("ids", "mask", "offsets", "split")
-        self.ids, self.mask, offsets, split = (
-            np.load(folder / f"{name}.npy", "r", allow_pickle=False) for name in names
-        )
+        files = [folder / f"{name}.npy" for name in ("ids", "mask", "offsets", "split")]
+        self.ids, self.mask, offsets, split = (np.load(file, "r", allow_pickle=False) for file in files)
         self.spans = np.stack([offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + context + 1)], axis=1).tolist()
         labelled = np.array([self.mask[a + 1 : b].any() for a, b in self.spans], bool)
         self.train, self.val = (np.flatnonzero(labelled & (split == part)) for part in (0, 1))
         for name, rows in (("training", self.train), ("held-out", self.val)):
             if not len(rows):
-                raise UserError(
-                    f"no {name} conversation has an assistant's word within {context} tokens; raise model.context"
-                )
+                raise UserError(f"no {name} conversation has an answer within {context} tokens; raise model.context")
         if not labelled.all():
-            print(
-                f"{(~labelled).sum()} conversations have no assistant's word within {context} tokens: left out",
-                flush=True,
-            )
+            print(f"{(~labelled).sum()} conversations have no answer within {context} tokens: left out", flush=True)
 
     def batch(self, seed: int, step: int, rows: int) -> Batch:
         """The conversations of one training step; an epoch has each once."""

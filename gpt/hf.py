@@ -32,7 +32,7 @@ SIZES = {  # their name for a size, ours
         num_attention_heads heads, num_key_value_heads kv_heads, head_dim head_dim, rope_theta rope_theta,
         attention_dropout dropout, rms_norm_eps eps""",
 }
-NAMES = {  # what becomes of our tensors' names, rule by rule; {a/b}: several tensors that hold our tensor's rows in turn
+NAMES = {  # what becomes of our tensors' names, rule by rule; {a/b}: several tensors hold our tensor's rows in turn
     "gpt2": """
         wte transformer.wte, wpe transformer.wpe, ln_f transformer.ln_f, h. transformer.h., ln1 ln_1, ln2 ln_2,
         attn.qkv attn.c_attn, attn.proj attn.c_proj, mlp.up mlp.c_fc, mlp.down mlp.c_proj""",

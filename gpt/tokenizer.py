@@ -50,6 +50,7 @@ class Tokenizer:
         self.vocab_size = len(ranks) + len(specials)
         assert {*ranks.values(), *specials.values()} == set(range(self.vocab_size)), "ids have gaps or meet"
         self.eot, self.end = specials[EOT], specials[END]
+        self._lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in self.ranks.items())
         split = PATTERNS[pattern]
         self._bpe = tiktoken.Encoding("own", pat_str=split, mergeable_ranks=self.ranks, special_tokens=self.specials)
 
@@ -90,7 +91,7 @@ class Tokenizer:
     def digest(self) -> str:
         """Name of the content: sha256 over pattern, specials and ranks; equal digests, equal meaning of every id."""
         head = json.dumps([PATTERNS[self.pattern], self.specials]).encode()
-        return hashlib.sha256(head + self._rank_lines()).hexdigest()
+        return hashlib.sha256(head + self._lines).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write ranks.tiktoken, chat_template.jinja and the five files of a Hugging Face tokenizer.
@@ -111,10 +112,7 @@ class Tokenizer:
         (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2))
         (folder / "tokenizer_config.json").write_text(json.dumps(config | names, indent=2))
         (folder / "chat_template.jinja").write_text(TEMPLATE)
-        (folder / "ranks.tiktoken").write_bytes(self._rank_lines())
-
-    def _rank_lines(self) -> bytes:
-        return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in self.ranks.items())
+        (folder / "ranks.tiktoken").write_bytes(self._lines)
 
     def _hugging_face(self, vocab: dict[str, int], merges: list[tuple[str, str]]) -> HuggingFace:
         saved = HuggingFace(models.BPE(vocab=vocab, merges=merges))

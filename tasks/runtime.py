@@ -59,7 +59,7 @@ def progress(items: Iterable[T], unit: str, total: int | None = None, every_s: f
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - shown >= every_s:
+        if now - shown >= every_s and done != total:
             shown, rate = now, done / (now - start)
             left = f" of {total:,}, {(total - done) / rate:.0f} s left" if total else ""
             say(f"{done:,} {unit}{left} ({rate:,.0f} {unit}/s)")

@@ -145,7 +145,7 @@ class Session:
                 "config": config.model_dump(mode="json"),
                 "outside": outside,
                 "inputs": {n: {"stage": a.stage, "key": a.key, "digest": a.digest} for n, a in inputs.items()},
-                "metrics": {name: round(float(value), 6) for name, value in metrics.items()},
+                "metrics": [[name, round(float(value), 6)] for name, value in metrics.items()],  # in their order
                 "tracking": child.ids,
                 "seconds": round(time.monotonic() - start, 3),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -163,7 +163,8 @@ def load(kind: type[A], path: Path, manifest: Mapping[str, Any]) -> A:
         raise UserError(
             f"{path} holds a {manifest['type']}, not a {kind.__name__}; name an artifact of the right stage"
         )
-    return kind(path=path, **{name: manifest[name] for name in ("stage", "key", "digest", "metrics")})
+    named = {name: manifest[name] for name in ("stage", "key", "digest")}
+    return kind(path=path, metrics=dict(manifest["metrics"]), **named)
 
 
 def headline(metrics: Metrics) -> str:
@@ -185,9 +186,7 @@ def disk_full(name: str) -> Generator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise UserError(
-                f"{name}: {error.strerror} at {error.filename}; nothing was published; free space and rerun"
-            ) from error
+            raise UserError(f"{name}: {error.strerror}; nothing was published; free space and rerun") from error
         raise
 
 

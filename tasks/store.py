@@ -140,13 +140,14 @@ class Store:
                 self._quarantine(folder, f"part-{stage}-{key}", error)
         work = folder.parent / f".{key}-{uuid.uuid4().hex[:8]}"
         work.mkdir(parents=True)
-        manifest = seal(work, MANIFEST, {"stage": stage, "key": key, "facts": fill(work)})
-        failpoint("part sealed")
         try:
-            work.rename(folder)
-        except OSError:
-            shutil.rmtree(work)
-        failpoint("part renamed")
+            manifest = seal(work, MANIFEST, {"stage": stage, "key": key, "facts": fill(work)})
+            failpoint("part sealed")
+            with suppress(OSError):  # a twin was first
+                work.rename(folder)
+            failpoint("part renamed")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
         sync(folder.parent)
         return folder, manifest["facts"]
 
@@ -193,11 +194,11 @@ def _shared(part: Path) -> bool:
 
 def seal(folder: Path, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Sync every file, then write the manifest: the fields, each file's size and sha256, the content's digest."""
-    files: dict[str, tuple[int, str]] = {}
+    files: dict[str, list[Any]] = {}
     for path in _files(folder):
         sync(path)
         failpoint("synced")
-        files[path.relative_to(folder).as_posix()] = (path.stat().st_size, file_digest(path))
+        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, file_digest(path)]
     body = {**fields, "files": files, "digest": content_digest({p: f[1] for p, f in files.items()})}
     (folder / name).write_bytes(_sealed(body))
     failpoint("manifest")

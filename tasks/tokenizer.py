@@ -116,6 +116,7 @@ def _openai(name: str) -> dict:
     """Ranks and special tokens from tiktoken's cache folder or the network, checked by sha256."""
     file = "r50k_base" if name == "gpt2" else name  # the same ranks as gpt2's two files
     url = f"https://openaipublic.blob.core.windows.net/encodings/{file}.tiktoken"
+    say(f"looking for {file} in tiktoken's cache, then on the network")
     try:
         return ENCODING_CONSTRUCTORS[file]()
     except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,13 @@ from gpt.errors import UserError
 from tasks.artifacts import Config, Metrics
 from tasks.runtime import runtime, say
 
+GRACE_S = 15.0
+"""What a child has to save a checkpoint when its stage ends early."""
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
 
 class Training(Config, TrainConfig):
-    """Every field of TrainConfig as a field of the stage; its checks run on them."""
+    """Every field of TrainConfig as a field of the stage, with its sentence and its checks."""
 
     def model_post_init(self, _: Any) -> None:
         """What a dataclass does by itself."""
@@ -44,26 +48,22 @@ class Training(Config, TrainConfig):
 
 def train(out: Path, run: dict[str, Any]) -> Metrics:
     """Fill `out`, or go on where a killed trainer left it; the journal's last values, held-out bits per byte first."""
-    file, journal = out / "logs" / "run.json", out / "logs" / "metrics.jsonl"
+    file = out / "logs" / "run.json"
     file.parent.mkdir(exist_ok=True)
     means = {"lock": str(out.parent / "trainer.lock"), "device": runtime().device, "threads": runtime().threads}
     file.write_text(json.dumps({"out": str(out), **run, **means}, indent=1))
     launch([sys.executable, "-m", "gpt.train", str(file)])
-    points = [json.loads(line)[2] for line in journal.read_text().splitlines()]
+    points = [json.loads(line)[2] for line in (out / "logs" / "metrics.jsonl").read_text().splitlines()]
     last = {name: value for values in points for name, value in values.items()}
     return {"val/bpb": last["val/bpb"], "val/bpb_before": points[0]["val/bpb"]} | last
 
 
 def launch(command: list[str]) -> None:
     """Run a child to its end, its lines passed to `say`; UserError for exit 2, RuntimeError for any other failure."""
-    tail: deque[str] = deque(maxlen=30)
+    tail, parent, pipe = deque[str](maxlen=30), os.getpid(), subprocess.PIPE
+    promise = (lambda: _die_with(parent)) if PRCTL else None
     child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=_die_with(os.getpid()),
+        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=promise
     )
     try:
         for line in child.stdout or ():
@@ -72,33 +72,20 @@ def launch(command: list[str]) -> None:
                 say(tail[-1])
         child.wait()
     finally:
-        _end(child)
+        for number in (signal.SIGTERM, signal.SIGKILL):  # only when this stage ends before its child
+            if child.poll() is None:
+                os.killpg(child.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(GRACE_S)
     if child.returncode == 2 and tail and tail[-1].startswith("error: "):
         raise UserError(tail[-1].removeprefix("error: "))
     if child.returncode != 0:
         raise RuntimeError("\n".join([f"{' '.join(command)} ended with {child.returncode}; it said last:", *tail]))
 
 
-def _end(child: subprocess.Popen, grace_s: float = 15.0) -> None:
-    """Ask the group to stop with a checkpoint; after the grace period there is no asking."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is None:
-            os.killpg(child.pid, number)
-            try:
-                child.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                continue
-
-
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """Between fork and exec: the kernel's promise that the parent's death kills the child (Linux only)."""
-    if sys.platform != "linux":
-        return None
-    prctl, set_parent_death_signal = ctypes.CDLL(None).prctl, 1
-
-    def promise() -> None:
-        prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the promise
-            os._exit(1)
-
-    return promise
+def _die_with(parent: int) -> None:
+    """Between fork and exec: the kernel shall kill the child when its parent dies, and it may be dead already."""
+    assert PRCTL
+    PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)

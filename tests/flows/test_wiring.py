@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_the_readme_draws_the_dag_that_runs():
     drawing = re.search(r"```mermaid\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert drawing
     chains = [[name.strip() for name in line.split("-->")] for line in drawing[1].splitlines()[1:]]
-    drawn = {pair for chain in chains for pair in zip(chain, chain[1:], strict=False)}
+    drawn = {pair for chain in chains for pair in pairwise(chain)}
     wired = {(above, name) for name, inputs in trace(load("demo")).edges.items() for above in inputs}
     assert wired == drawn, f"only wired: {wired - drawn}; only drawn: {drawn - wired}"
 

@@ -109,7 +109,7 @@ def test_a_conversation_has_loss_on_the_answer_and_its_end_only(make_run, tokeni
 
 def test_an_epoch_has_each_training_conversation_once_and_none_without_an_answer(make_run, tokenizer, capsys):
     chats = Conversations(Path(make_run("sft")["data"]), 32)
-    assert "1 conversations have no assistant's word within 32 tokens" in capsys.readouterr().out
+    assert "1 conversations have no answer within 32 tokens" in capsys.readouterr().out
     assert chats.train.tolist() == [0, 1, 2, 4, 6]
     seen = [tokenizer.decode(row) for step in range(5) for row in chats.batch(1, step, 1)[0]]
     asked = sorted(text.split("<|user|>")[1].split("<|end|>")[0] for text in seen)

@@ -38,7 +38,7 @@ def reference(model, prompt, count, temperature, top_k, top_p, seed):
         else:
             ranked = sorted(range(VOCAB), key=lambda token: -logits[token])[: top_k or VOCAB]
             weights = {token: float(torch.exp((logits[token] - logits.max()) / temperature)) for token in ranked}
-            if top_p is not None:
+            if top_p < 1:
                 total, held, kept = sum(weights.values()), 0.0, {}
                 for token in ranked:
                     if held >= top_p:
@@ -62,7 +62,7 @@ PROMPTS = [[1], [2, 3, 4, 5, 6], [7] * 15, list(range(16)), list(range(30))]
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(0, None, None), (1.0, None, None), (0.7, 5, None), (1.3, None, 0.8)],
+    [(0, 0, 1.0), (1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8)],
 )
 def test_cached_batches_write_what_an_uncached_reference_writes(model, temperature, top_k, top_p):
     knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

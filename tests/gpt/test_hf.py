@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, reserve
 
 transformers = pytest.importorskip("transformers")
-SMALL = {"depth": 2, "width": 32, "heads": 4, "context": 96}
+SMALL: dict[str, Any] = {"depth": 2, "width": 32, "heads": 4, "context": 96}
 MODELS = {
     "gpt2 tied": ModelConfig(family="gpt2", **SMALL),
     "gpt2 untied, dropout": ModelConfig(family="gpt2", tied=False, dropout=0.1, **SMALL),
@@ -25,9 +26,9 @@ MODELS = {
 VOCAB = 300
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
+@pytest.fixture(params=MODELS.values(), ids=list(MODELS))
 def model(request):
-    """A model far from its initialisation: every vector is random too, and logits spread (standard deviation near 1)."""
+    """A model far from its initialisation: every vector is random too, and logits spread."""
     torch.manual_seed(0)
     model = GPT(request.param, VOCAB).eval()
     for parameter in model.parameters():

@@ -39,10 +39,10 @@ for line in sys.stdin:                # imports are made once; each run is a for
 """
 
 
-@pytest.fixture
-def runner(tmp_path):
-    """`runner(run, failpoint, after_s, signal)`: the program in a process of its own; its exit code."""
-    log = (tmp_path / "log").open("w")
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    """`runner(run, kill_at, after, number)`: the program in a process of its own, killed there or so; its exit code."""
+    log = (tmp_path_factory.mktemp("runner") / "log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
     )

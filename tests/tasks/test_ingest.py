@@ -351,3 +351,8 @@ ingest.fn(pathlib.Path(sys.argv[1]), Ingest(sources=(sys.argv[2],)))
 def test_real_books_are_one_document_each(run, shared_data):
     out = run(shared_data / "quijote.txt", shared_data / "tinyshakespeare.txt")
     assert [len(row["text"].encode()) for row in read(out)] == [2_141_528, 1_115_394]
+
+
+def test_a_carried_column_cannot_take_the_name_of_one_that_ingest_makes(run, tmp_path):
+    with pytest.raises(UserError, match=r"ingest\.carry names 'source'"):
+        run(write(tmp_path / "a.jsonl", ROWS), carry={"source": "string"})
