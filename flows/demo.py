@@ -40,22 +40,32 @@ def demo(store: "Store") -> None:
 
 
 def effects(session: "Session") -> None:
-    """What each stage changed, beside its trivial baseline, with a removed document of each kind."""
+    """What each stage changed: documents removed, then every measure of the models beside its trivial baselines."""
     typer.echo("\nWhat it did")
     for stage in ("filter", "dedup"):
         result = session.results[stage]
         typer.echo(f"  {stage}: {result.metrics['data/dropped']:,.0f} documents removed, for example")
-        for row in rows(result.path, "examples.json")[:2]:
-            typer.echo(f"    {row['reason']}: {' '.join(str(row['excerpt']).split())[:90]}")
-    typer.echo((Path(session.results["evaluate"].path) / "report" / "scores.md").read_text())
+        for row in report(result.path, "examples.json")[:40:14]:
+            kept = f" [kept: {brief(row['kept'], 40)}]" if row["kept"] else ""
+            typer.echo(f"    {row['reason']}: {brief(row['detail'], 90)}{kept}")
+    scores = report(session.results["evaluate"].path, "scores.json")
+    for measure in dict.fromkeys(row["measure"] for row in scores):
+        rows = [row for row in scores if row["measure"] == measure]
+        typer.echo(f"  {measure + ':':<18} " + ", ".join(f"{row['who']} {row['value']:.3f}" for row in rows))
 
 
-def rows(path: str, name: str) -> list[dict[str, Any]]:
+def report(path: str, name: str) -> list[dict[str, Any]]:
     """A table of a stage's report."""
-    file = Path(path) / "report" / name
-    return json.loads(file.read_text()) if file.exists() else []
+    return json.loads((Path(path) / "report" / name).read_text(encoding="utf-8"))
+
+
+def brief(text: str, length: int) -> str:
+    """The text's beginning on one line."""
+    return " ".join(text.split())[:length]
 
 
 def samples(session: "Session") -> None:
-    """A sample of the base model and an answer of the chat model, as evaluate drew them."""
-    typer.echo((Path(session.results["evaluate"].path) / "samples.txt").read_text()[:1500])
+    """A sample of the base model, and a question to the chat model with its answer, as evaluate drew them."""
+    drawn = (Path(session.results["evaluate"].path) / "samples.txt").read_text(encoding="utf-8").split("-" * 15 + "\n")
+    for start in ("== base, from nothing", "== sft, prompts", "== sft, harmful", "== sft, harmless"):
+        typer.echo(next((text for text in drawn if text.startswith(start)), "").strip()[:600])

@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from gpt.errors import UserError
 
 
@@ -28,7 +30,7 @@ def main() -> int:
         from gpt.loop import train
 
         return 0 if train(run, stop) else 143
-    except (UserError, OSError) as error:
+    except (UserError, OSError, SafetensorError) as error:  # the last: disk full
         print(f"error: {error}", flush=True, file=sys.stderr)
         return 2
 

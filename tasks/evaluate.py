@@ -53,7 +53,7 @@ def evaluate(
     run = {name: str(artifact.path) if artifact else None for name, artifact in inputs.items()}
     means = {"out": str(out), "device": runtime().device, "threads": runtime().threads}
     file = out / "logs" / "run.json"
-    file.parent.mkdir()
+    file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"models": models, "config": config.model_dump(), **run, **means}, indent=1))
     launch([sys.executable, "-m", "gpt.evaluate", str(file)])
     tables = json.loads((out / "scores.json").read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def metrics(scores: Rows, final: str) -> Metrics:
 def report(out: Path, tables: dict[str, Rows], models: list[str]) -> None:
     """The tables one by one, the scores also as Markdown and as a figure, the samples."""
     folder = out / "report"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, rows in tables.items():
         (folder / f"{name}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     lines = ["| measure | who | value | 95 % interval | n |", "|---|---|---|---|---|"]

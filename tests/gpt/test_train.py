@@ -239,6 +239,22 @@ def test_a_loss_that_is_no_number_ends_the_run_before_a_checkpoint(make_run, tmp
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
+def test_a_full_disk_is_one_line_and_a_rerun_with_space_ends_the_same(make_run, runner, tmp_path):
+    run = make_run(out="whole")
+    assert runner(run) == 0
+    again = make_run(out="again")
+    file = tmp_path / "again.json"
+    file.write_text(json.dumps(again))
+    command = f"ulimit -f 40; exec {sys.executable} -m gpt.train {file}"  # 40 blocks: less than the optimiser's file
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2, ran
+    assert ran.stderr.startswith("error: ")
+    assert "File too large" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert runner(again) == 0
+    assert payload(again["out"]) == payload(run["out"])
+
+
 def test_a_resume_under_other_numerics_says_so(make_run, capsys):
     stop = Event()
     stop.set()
