@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt.checkpoint import load_model
+from gpt.hf import from_hf
 from gpt.model import GPT, Cache
 from gpt.tokenizer import Tokenizer
 
@@ -102,13 +103,23 @@ def sample(
     device: str = "auto",
 ) -> Iterator[str]:
     """Start and completion of each sample; an empty start means a new document. Up to 16 samples run as one batch."""
-    tokenizer, model = Tokenizer.load(checkpoint / "tokenizer"), load_model(checkpoint, pick_device(device))
+    model, tokenizer = load(checkpoint, pick_device(device))
     prompt = tokenizer.encode(start) or [tokenizer.eot]
     for begin in range(0, num_samples, 16):
         seeds = range(seed + begin, seed + min(begin + 16, num_samples))
         prompts = [prompt] * len(seeds)
         rows = generate(model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seeds=seeds)
         yield from (start + tokenizer.decode(row) for row in rows)
+
+
+def load(folder: Path, device: str) -> tuple[GPT, Tokenizer]:
+    """Model and tokenizer of a Checkpoint, or of a Hugging Face folder that `gpt.hf` reads."""
+    if (folder / "tokenizer").is_dir():
+        return load_model(folder, device), Tokenizer.load(folder / "tokenizer")
+    config, vocab_size, state = from_hf(folder)
+    model = GPT(config, vocab_size)
+    model.load_state_dict(state)
+    return model.to(device).eval(), Tokenizer.load(folder)
 
 
 def pick_device(device: str) -> str:

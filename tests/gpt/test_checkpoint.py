@@ -67,8 +67,8 @@ def test_only_the_newest_are_kept(tmp_path, trained):
 def test_any_flipped_bit_or_cut_sends_the_resume_to_the_one_before(tmp_path, trained, file, capsys):
     dice = random.Random(file)
     for _ in range(8):
-        for step in (1, 2):
-            save(tmp_path, *trained, state(step), keep=2) if not (tmp_path / f"step-{step:08d}").exists() else None
+        for step in {1, 2} - {int(path.name[5:]) for path in tmp_path.iterdir()}:
+            save(tmp_path, *trained, state(step), keep=2)
         path = tmp_path / "step-00000002" / file
         raw = bytearray(path.read_bytes())
         raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from collections import Counter
+from threading import Event
 
 import pytest
 import torch
 
 from gpt.config import ModelConfig
 from gpt.generate import generate, window_start
+from gpt.loop import train
 from gpt.model import GPT
 
 SMALL = {"depth": 2, "width": 32, "heads": 4, "context": 16}
@@ -112,10 +114,6 @@ def test_training_random_numbers_are_not_touched(model):
 
 
 def test_the_program_prints_the_form_of_nanogpt_sample_py(make_run, tmp_path):
-    from threading import Event
-
-    from gpt.loop import train
-
     assert train(make_run(steps=2), Event())
     command = [sys.executable, "-m", "gpt.generate", str(tmp_path / "out"), "--start", "It is", "--num-samples", "3"]
     ran = subprocess.run([*command, "--max-new-tokens", "5"], capture_output=True, check=True)
