@@ -1,6 +1,8 @@
 """What all tests share: an isolated store and memory, and the optional real data beside the project."""
 
+import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,28 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the optional real data is not at {folder}; set GPTLOOM_SHARED_DATA to run this test")
     return folder
+
+
+TINY = """# every stage in a quarter of a minute: 200 documents, a model of 30 thousand parameters
+ingest: {sources: [SOURCE]}
+filter: null
+tokenizer: {vocab_size: 400}
+shard: {val_fraction: 0.2}
+pretrain: {model: {depth: 1, width: 32, context: 64, dropout: 0.1}, batch: 4, steps: 240, checkpoint_every: 40,
+  eval_every: 120, eval_windows: 4, sample_every: 0}
+chats: {demo_functions: 60, demo_sums: 10, max_tokens: 200}
+sft: {steps: 60, batch: 4, checkpoint_every: 20, eval_every: 60, eval_windows: 4, sample_every: 0}
+evaluate: {tokens: 2000, questions: 8, reply_tokens: 8}
+runtime: {threads: 1, workers: 1, device: cpu}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory) -> Path:
+    """A recipe file over documents of this project's own words."""
+    folder, rng = tmp_path_factory.mktemp("recipe"), random.Random(1)
+    words = [word for word in (Path(__file__).parents[1] / "README.md").read_text().split() if len(word) < 20]
+    rows = [json.dumps({"text": " ".join(rng.choices(words, k=60))}) for _ in range(200)]
+    (folder / "docs.jsonl").write_text("\n".join(rows))
+    (folder / "tiny.yaml").write_text(TINY.replace("SOURCE", str(folder / "docs.jsonl")))
+    return folder / "tiny.yaml"

@@ -10,41 +10,11 @@ import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from tasks.store import Store, verify
-
-RECIPE = """
-ingest: {sources: [SOURCE]}
-filter: null
-tokenizer: {vocab_size: 400}
-shard: {val_fraction: 0.2}
-pretrain: {model: {depth: 1, width: 32, context: 32, dropout: 0.1}, batch: 4, steps: 240, checkpoint_every: 40,
-  eval_every: 120, eval_windows: 4, sample_every: 0}
-chats: {demo_functions: 30, demo_sums: 10, max_tokens: 200}
-sft: {steps: 60, batch: 4, checkpoint_every: 20, eval_every: 60, eval_windows: 4, sample_every: 0}
-evaluate: {tokens: 2000, questions: 8, reply_tokens: 8, samples: 1, sample_tokens: 16}
-export: {}
-runtime: {threads: 1, workers: 1, device: cpu}
-"""
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    """A run of every stage in a quarter of a minute: 200 documents, a model of 30 thousand parameters."""
-    folder = tmp_path_factory.mktemp("recipe")
-    rng = random.Random(1)
-    words = [line.split()[0] for line in Path(__file__).read_text().splitlines() if line.split()]
-    rows = [json.dumps({"text": " ".join(rng.choices(words, k=60))}) for _ in range(200)]
-    (folder / "docs.jsonl").write_text("\n".join(rows))
-    text = RECIPE.replace("SOURCE", str(folder / "docs.jsonl")).replace(
-        "{SMALL}", "{max_tokens: 2000, samples: 1, new_tokens: 16}"
-    )
-    (folder / "tiny.yaml").write_text(text)
-    return folder / "tiny.yaml"
 
 
 def start(recipe, store, **env):
@@ -63,10 +33,10 @@ def finish(process):
 
 
 @pytest.fixture(scope="module")
-def calm(recipe, tmp_path_factory):
+def calm(tiny_recipe, tmp_path_factory):
     """Digests, duration and every failpoint passed of an undisturbed run."""
     folder, began = tmp_path_factory.mktemp("calm"), time.monotonic()
-    digests = finish(start(recipe, folder / "store", GPTLOOM_FAILPOINT_TRACE=str(folder / "trace")))
+    digests = finish(start(tiny_recipe, folder / "store", GPTLOOM_FAILPOINT_TRACE=str(folder / "trace")))
     return digests, time.monotonic() - began, (folder / "trace").read_text().splitlines()
 
 
@@ -142,22 +112,22 @@ def points(trace, every):
 
 
 @pytest.mark.timeout(600)
-def test_three_random_kills_change_nothing(recipe, calm, tmp_path):
-    random_kills(3, recipe, calm, tmp_path, seed=3)
+def test_three_random_kills_change_nothing(tiny_recipe, calm, tmp_path):
+    random_kills(3, tiny_recipe, calm, tmp_path, seed=3)
 
 
 @pytest.mark.timeout(600)
-def test_a_kill_in_the_midst_of_saving_a_checkpoint_changes_nothing(recipe, calm, tmp_path):
-    failpoint_kills(["checkpoint: files:2", "checkpoint: renamed:1"], recipe, calm, tmp_path)
+def test_a_kill_in_the_midst_of_saving_a_checkpoint_changes_nothing(tiny_recipe, calm, tmp_path):
+    failpoint_kills(["checkpoint: files:2", "checkpoint: renamed:1"], tiny_recipe, calm, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_30_random_kills_change_nothing(recipe, calm, tmp_path):
-    random_kills(30, recipe, calm, tmp_path, seed=30)
+def test_30_random_kills_change_nothing(tiny_recipe, calm, tmp_path):
+    random_kills(30, tiny_recipe, calm, tmp_path, seed=30)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_kill_at_every_kind_of_failpoint_changes_nothing(recipe, calm, tmp_path):
-    failpoint_kills(points(calm[2], every=3), recipe, calm, tmp_path)
+def test_a_kill_at_every_kind_of_failpoint_changes_nothing(tiny_recipe, calm, tmp_path):
+    failpoint_kills(points(calm[2], every=3), tiny_recipe, calm, tmp_path)
