@@ -135,7 +135,7 @@ class Session:
             say(f"building {stage.name}:{key}")
             child.building(work)
             start = time.monotonic()
-            metrics = stage.fn(work, config, **inputs)
+            metrics = stage.fn(work, config, **(dict.fromkeys(stage.parameters[1:]) | inputs))  # left out is None
             if config.outside() != outside:
                 raise UserError(f"{stage.name}: its sources changed while they were read; nothing was published; rerun")
             return {

@@ -57,8 +57,9 @@ class Tracker:
         self.folder.mkdir(parents=True)
         self._lock = locked(self.folder / "lock")
         self._lock.__enter__()
-        self._events = (self.folder / "events.jsonl").open("a")
+        self._events = (self.folder / "events.jsonl").open("ab", buffering=0)
         self.stages: list[dict[str, Any]] = []
+        self.whole = True
         source = {
             "mlflow.source.name": " ".join(["gptloom", *sys.argv[1:]]),
             "mlflow.source.type": "LOCAL",
@@ -72,9 +73,13 @@ class Tracker:
             self.courier.start()
 
     def event(self, do: str, **what: Any) -> None:
-        """Append one event; what is not in this file never happened."""
-        self._events.write(json.dumps({"do": do, "at": now_ms(), **what}) + "\n")
-        self._events.flush()
+        """Append one event; what is not in this file never happened. A full disk ends the journal, not the run."""
+        line = json.dumps({"do": do, "at": now_ms(), **what}).encode() + b"\n"
+        try:
+            self.whole = self.whole and self._events.write(line) == len(line)
+        except OSError as error:
+            self.whole = False
+            say(f"tracking ends here: {error.strerror}")
 
     def child(self, stage: str) -> "Child":
         """The child run of the next stage."""
@@ -87,7 +92,7 @@ class Tracker:
             self.event("register", id=self.id, name="export", digest=release)
         self.event("end", id=self.id, status=status)
         self._events.close()
-        url = self.courier.close(wait_s) if self.courier else ""
+        url = self.courier.close(wait_s if self.whole else 1.0) if self.courier else ""
         self._lock.__exit__(None, None, None)
         return url
 

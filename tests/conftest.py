@@ -1,6 +1,7 @@
 """What all tests share: an isolated store and memory, and the optional real data beside the project."""
 
 import json
+import logging
 import os
 import random
 from pathlib import Path
@@ -13,6 +14,7 @@ def isolated(tmp_path, monkeypatch):
     """Every test has its own store, its own servers' home and no tracking server."""
     monkeypatch.setenv("GPTLOOM_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path / "home"))
+    logging.getLogger("gptloom").handlers = []
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
 

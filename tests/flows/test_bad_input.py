@@ -52,7 +52,10 @@ def made(kind, folder):
     elif kind == "zero_rows":
         parquet(path, text=pa.array([], pa.string()))
     elif kind == "bomb":
-        pq.write_table(pa.table({"text": pa.array(["x" * 1_000_000]).take([0] * 3000)}), path, compression="zstd")
+        hundred = pa.table({"text": ["x" * 1_000_000] * 100})
+        with pq.ParquetWriter(path, hundred.schema, compression="zstd") as writer:
+            for _ in range(20):
+                writer.write_table(hundred)
     elif kind == "not_utf8":
         path = folder / "not_utf8.txt"
         path.write_bytes(b"\xff\xfe" * 500)
@@ -92,7 +95,7 @@ SWITCHES = [
     (["run", "demo", "--set", "dedupe={}"], "did you mean dedup?"),
     (["run", "demo", "--set", "pretrain.steps=many"], "pretrain.steps='many' does not fit"),
     (["run", "demo", "--set", "pretrain.steps=0"], "must be at least 1"),
-    (["run", "demo", "--set", "pretrain.model.width=100", "--set", "pretrain.model.heads=3"], "not a multiple of"),
+    (["run", "demo", "--set", "pretrain.model.width=100", "--set", "pretrain.model.heads=3"], "a multiple of model.heads=3"),
     (["run", "demo", "--set", "pretrain.model.dpeth=3"], "did you mean depth?"),
     (["run", "demo", "--set", "chats=null"], "set sft: null too, or give chats"),
     (["run", "demo", "--set", "pretrain.steps"], "must read key.path=value"),

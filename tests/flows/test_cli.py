@@ -123,7 +123,7 @@ def test_a_token_leads_back_to_its_document_and_row(gptloom, store):
     text = gptloom("shards", "text", "--split", "val")
     assert text.count("<|endoftext|>") >= 3
     file = next(store.root.glob("shard/*/current/train-*.bin"))
-    assert "20240520" in gptloom("shards", "inspect", file)
+    assert "uint16" in gptloom("shards", "inspect", file)
 
 
 def test_the_store_is_listed_verified_and_cleaned(gptloom, store):
@@ -179,7 +179,8 @@ def test_a_damaged_artifact_is_rebuilt_with_the_same_content(gptloom, store, tin
 
 def test_the_commands_of_the_readme_run(gptloom, tiny_recipe, tmp_path, monkeypatch):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    lines = [line for block in re.findall(r"```\n(.*?)```", readme, re.S) for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", readme, re.S | re.M)
+    lines = [line for language, block in blocks if not language for line in block.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("gptloom ")]
     assert len(commands) >= 5
     monkeypatch.chdir(tmp_path)
