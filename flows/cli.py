@@ -251,14 +251,12 @@ def sync(store: StoreDir = None) -> None:
 
 @store_app.command("ls")
 def store_ls(store: StoreDir = None, json: Json = False) -> None:
-    """Every artifact: when, what, how large."""
-    rows = [{"artifact": f"{m['stage']}:{m['key']}", "build": path.name, "created": m["created"], "digest": m["digest"],
-             "bytes": sum(size for size, _ in m["files"].values()), "path": str(path)}
-            for path, m in store_at(store).entries()]  # fmt: skip
-    if json:
-        typer.echo(json_module.dumps(rows))
-    for row in [] if json else rows:
-        typer.echo(f"{row['created'][:19]}  {row['artifact']:<28} {row['build']}  {row['bytes'] / 1e6:>9.1f} MB")
+    """Every artifact: when, what, how large (with --json one object a line)."""
+    for path, m in store_at(store).entries():
+        name, size = f"{m['stage']}:{m['key']}", sum(size for size, _ in m["files"].values())
+        row = {"artifact": name, "build": path.name, "created": m["created"], "digest": m["digest"], "bytes": size}
+        line = f"{m['created'][:19]}  {name:<28} {path.name}  {size / 1e6:>9.1f} MB"
+        typer.echo(json_module.dumps({**row, "path": str(path)}) if json else line)
 
 
 @store_app.command("verify")

@@ -5,7 +5,7 @@ With a Prefect server known it is a flow run there; without one the same stages 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -59,7 +59,7 @@ def summary(session: Session, error: str | None) -> dict[str, Any]:
 class Look(Session):
     """A session that builds nothing: what is in the store is a hit, what hangs on a miss is unknown."""
 
-    def run(self, stage: Stage, config: Config, inputs: dict[str, Artifact]) -> Artifact:
+    def run(self, stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
         result = self.results[stage.name] = Result(stage.name, "unknown")
         if any(not artifact.digest for artifact in inputs.values()):
             return blank(stage)

@@ -30,6 +30,7 @@ from tasks.tracking import Child, Tracker, prefect_tags
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
+S = TypeVar("S", bound="Session")
 
 
 class Stage(Generic[P, A]):
@@ -135,7 +136,7 @@ class Session:
             say(f"building {stage.name}:{key}")
             child.building(work)
             start = time.monotonic()
-            metrics = stage.fn(work, config, **(dict.fromkeys(stage.parameters[1:]) | inputs))  # left out is None
+            metrics = stage.fn(work, config, **{**dict.fromkeys(stage.parameters[1:]), **inputs})  # left out is None
             if config.outside() != outside:
                 raise UserError(f"{stage.name}: its sources changed while they were read; nothing was published; rerun")
             return {
@@ -212,7 +213,7 @@ def session() -> Session:
 
 
 @contextmanager
-def using(new: Session) -> Generator[Session]:
+def using(new: S) -> Generator[S]:
     """Make a session the run at work."""
     token = _session.set(new)
     try:
