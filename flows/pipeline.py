@@ -8,6 +8,9 @@ from typing import Self
 
 from prefect import flow
 from pydantic import model_validator
+
+from gpt.errors import UserError
+from tasks.artifacts import Artifact, Config
 from tasks.chats import Conversations, chats
 from tasks.dedup import Dedup, dedup
 from tasks.evaluate import Evaluate, evaluate
@@ -15,12 +18,10 @@ from tasks.export import Export, export
 from tasks.filter import Filter, filter
 from tasks.ingest import Ingest, ingest
 from tasks.pretrain import Pretrain, pretrain
+from tasks.runtime import Runtime
 from tasks.sft import Sft, sft
 from tasks.shard import Shard, shard
-
-from gpt.errors import UserError
-from tasks.artifacts import Artifact, Config
-from tasks.runtime import Runtime
+from tasks.stage import at_work
 from tasks.tokenizer import Vocabulary, tokenizer
 
 
@@ -59,13 +60,19 @@ class Recipe(Config):
         return self
 
 
-@flow(name="gptloom", flow_run_name="{recipe.name}", validate_parameters=False)
+@flow(name="gptloom", flow_run_name="{recipe.name}")
 def gptloom(recipe: Recipe) -> Artifact:
     """Raw text in, chat model out.
 
     Args:
         recipe: What to build; every field has a default that runs on a laptop.
     """
+    with at_work(recipe.name, recipe.model_dump(mode="json", exclude={"runtime"}), recipe.runtime):
+        return weave(recipe)
+
+
+def weave(recipe: Recipe) -> Artifact:
+    """The DAG."""
     corpus = ingest(recipe.ingest)
     if recipe.filter:
         corpus = filter(recipe.filter, corpus)

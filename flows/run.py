@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flows.pipeline import Recipe, gptloom
+from flows.pipeline import Recipe, gptloom, weave
 from gpt.errors import UserError
 from tasks.artifacts import Artifact, Config
 from tasks.stage import Result, Session, Stage, Trace, blank, load, opened, using
@@ -19,7 +19,7 @@ from tasks.store import Store, building, key_of
 def trace(recipe: Recipe) -> Trace:
     """The DAG of a recipe, without building anything."""
     with using(Trace()) as dag:
-        gptloom.fn(recipe)
+        weave(recipe)
     return dag
 
 
@@ -39,7 +39,7 @@ def run(
     params = recipe.model_dump(mode="json", exclude={"runtime"})
     try:
         with opened(recipe.name, params, session, os.environ.get("MLFLOW_TRACKING_URI")):
-            (gptloom if os.environ.get("PREFECT_API_URL") else gptloom.fn)(recipe)
+            (gptloom if os.environ.get("PREFECT_API_URL") else weave)(recipe)
     finally:
         report(session)
     return session
@@ -78,5 +78,5 @@ class Look(Session):
 def look(recipe: Recipe, store: Store) -> Session:
     """Each stage's key and cache state, as far as they can be known without building."""
     with using(Look(store)) as session:
-        gptloom.fn(recipe)
+        weave(recipe)
     return session

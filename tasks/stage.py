@@ -10,13 +10,14 @@ import errno
 import functools
 import importlib.metadata
 import inspect
+import os
 import platform
 import subprocess
 import sys
 import time
 import typing
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -263,6 +264,16 @@ def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) 
         new.url = tracker.close(status, releases[0] if releases else None)
 
 
+@contextmanager
+def at_work(name: str, params: Mapping[str, Any], means: Runtime) -> Generator[None]:
+    """The session at work if there is one; else, as in a run that Prefect's UI started, a tracked one of its own."""
+    if _session.get():
+        yield
+    else:
+        with opened(name, params, Session(default_store(), means), os.environ.get("MLFLOW_TRACKING_URI")):
+            yield
+
+
 # -- Prefect ----------------------------------------------------------------------------------------------------------
 
 
@@ -279,12 +290,16 @@ def in_flow_run() -> bool:
 def prefect_task(stage: Stage) -> Callable[[Config, Mapping[str, Artifact]], Artifact]:
     """The stage as a Prefect task: our store is the one cache, and a hit shows as Cached in the UI."""
     from prefect import task
+    from prefect.artifacts import create_table_artifact
     from prefect.cache_policies import NO_CACHE
     from prefect.states import Completed
 
     @task(name=stage.name, task_run_name=stage.name, description=stage.doc, cache_policy=NO_CACHE, persist_result=False)
     def body(config: Config, **inputs: Artifact) -> Any:
         artifact, hit = session().execute(stage, config, inputs)
+        with suppress(Exception):  # the server may be away, and a table is not worth a failed stage
+            rows = [{"metric": name, "value": value} for name, value in artifact.metrics.items()]
+            create_table_artifact(rows, key=stage.name, description=f"{artifact}, {'hit' if hit else 'built'}")
         return Completed(name="Cached", message=f"{artifact} served from the store", data=artifact) if hit else artifact
 
     return lambda config, inputs: body(config, return_state=True, **inputs).result()
