@@ -19,10 +19,10 @@ demo: .venv/ready  ## raw text to a chat model on this machine, servers included
 	@$(BIN)/gptloom demo
 
 test: .venv/ready lint  ## lint, types, layers, docs and the fast tests
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: .venv/ready lint  ## the same with the long suites
-	@$(BIN)/python -m pytest -q --timeout 3600
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 3600
 
 lint: .venv/ready  ## lint, format, types, layers
 	@$(BIN)/ruff check -q .
