@@ -45,9 +45,10 @@ def effects(session: "Session") -> None:
     for stage in ("filter", "dedup"):
         result = session.results[stage]
         typer.echo(f"  {stage}: {result.metrics['data/dropped']:,.0f} documents removed, for example")
-        for row in report(result.path, "examples.json")[:40:14]:
-            kept = f" [kept: {brief(row['kept'], 40)}]" if row["kept"] else ""
-            typer.echo(f"    {row['reason']}: {brief(row['detail'], 90)}{kept}")
+        for row in list({row["reason"]: row for row in report(result.path, "examples.json")}.values())[:3]:
+            typer.echo(f"    {row['reason']:<15} {brief(row['detail'], 100)}")
+            if "kept" in row:
+                typer.echo(f"    {'  kept':<15} {brief(row['kept'], 100)}")
     scores = report(session.results["evaluate"].path, "scores.json")
     for measure in dict.fromkeys(row["measure"] for row in scores):
         rows = [row for row in scores if row["measure"] == measure]
