@@ -114,6 +114,8 @@ class Child:
         tags["config.digest"] = key_of(config.model_dump(mode="json"))
         self.row: dict[str, Any] = {"id": self.id, "stage": self.stage, "key": key, "cache": "failed"}
         t.stages.append(self.row)
+        if index == 1 and "prefect.url" not in t.tags:  # the parent begins before the flow run does
+            t.event("tags", id=t.id, tags=prefect_tags(task=False))
         params = flat(config.model_dump(mode="json"))
         t.event("run", id=self.id, parent=t.id, name=f"{index} {self.stage}", tags=tags, params=params)
         for port, artifact in inputs.items():
@@ -174,20 +176,20 @@ def user() -> str:
     return "unknown"
 
 
-def prefect_tags() -> dict[str, str]:
-    """The Prefect run at work, with a link to it."""
+def prefect_tags(task: bool = True) -> dict[str, str]:
+    """The Prefect run at work, with a link to it (or to its flow)."""
     if "prefect" not in sys.modules:
         return {}
     from prefect.context import FlowRunContext, TaskRunContext
     from prefect.settings import PREFECT_UI_URL
 
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    flow, stage = FlowRunContext.get(), TaskRunContext.get()
     if flow is None or flow.flow_run is None:
         return {}
     tags = {"prefect.flow_run_id": str(flow.flow_run.id)}
     path = f"flow-run/{flow.flow_run.id}"
-    if task is not None:
-        tags["prefect.task_run_id"], path = str(task.task_run.id), f"task-run/{task.task_run.id}"
+    if task and stage is not None:
+        tags["prefect.task_run_id"], path = str(stage.task_run.id), f"task-run/{stage.task_run.id}"
     return {**tags, "prefect.url": f"{PREFECT_UI_URL.value()}/runs/{path}"}
 
 
@@ -332,8 +334,6 @@ class Courier(threading.Thread):
         return found[0].model_id if found else None
 
     def _output_model(self, event: dict[str, Any]) -> None:
-        from mlflow.entities import LoggedModelOutput
-
         run = self.state["runs"][event["id"]]
         model = self._model(event)
         if model is None:
@@ -344,6 +344,12 @@ class Courier(threading.Thread):
                 self._experiment(), name, run, tags, event["config"], event["kind"]
             ).model_id
             self.client.finalize_logged_model(model, "READY")
+        self._output(run, model)
+
+    def _output(self, run: str, model: str) -> None:
+        """A model out of a run."""
+        from mlflow.entities import LoggedModelOutput
+
         outputs = self.client.get_run(run).outputs
         if model not in {m.model_id for m in (outputs.model_outputs if outputs else [])}:  # twice is a 400
             self.client.log_outputs(run, [LoggedModelOutput(model, 0)])
@@ -416,6 +422,7 @@ class Courier(threading.Thread):
                 REGISTERED, f"models:/{model}", run, tags, model_id=model, await_creation_for=0
             )
         self.client.set_registered_model_alias(REGISTERED, "challenger", version.version)
+        self._output(self.state["runs"][event["id"]], str(model))
 
     def _ship(self, run: str, journal: Path) -> None:
         """Send each name's points above its last step sent: a trainer that goes back repeats itself, we do not."""
