@@ -4,6 +4,7 @@ In: a store. Out: on stdout the table of stages with measured effects, a sample,
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,9 @@ def demo(store: "Store") -> None:
     typer.echo(f"  MLflow   {session.url or servers['mlflow'].url}")
     typer.echo(f"  model    {session.results['export'].path}")
     typer.echo("\nNext")
-    typer.echo("  gptloom run demo --set 'ingest.sources=[your.txt]' --set name=mine    # your own text, same recipe")
+    if not shutil.which("gptloom"):
+        typer.echo("  source .venv/bin/activate")
+    typer.echo("  gptloom run demo --set 'ingest.sources=[YOUR.txt]' --set name=mine    # your own text, same recipe")
     typer.echo('  gptloom sample sft --start "The " --num-samples 3')
     typer.echo("  gptloom down                                                          # stop the two servers")
 
