@@ -11,7 +11,7 @@ GPU := $(shell command -v nvidia-smi)
 LOCAL_TORCH := $(firstword $(wildcard $(addsuffix /torch-*.whl,$(PIP_FIND_LINKS))))
 TORCH_INDEX := $(if $(GPU)$(LOCAL_TORCH)$(filter-out Linux,$(shell uname -s)),,--index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-all lint bench clean help
+.PHONY: demo test test-all lint clean help
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -29,9 +29,6 @@ lint: .venv/ready  ## lint, format, types, layers
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/ty check -q flows tasks gpt
 	@$(BIN)/lint-imports --no-cache > /dev/null || { $(BIN)/lint-imports --no-cache; exit 1; }
-
-bench: .venv/ready  ## the benchmarks in tests/bench
-	@for file in tests/bench/bench_*.py; do $(BIN)/python $$file; done
 
 .venv/ready: pyproject.toml constraints.txt
 	@echo "gptloom: making the environment in .venv (some minutes with a cold cache)"
