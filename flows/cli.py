@@ -245,8 +245,7 @@ def sync(store: StoreDir = None) -> None:
     uri = tracking()
     from tasks.tracking import sync as deliver
 
-    done = deliver(store_at(store).root, uri)
-    typer.echo(f"{done} runs delivered to {uri}")
+    typer.echo(f"{deliver(store_at(store).root, uri)} runs delivered to {uri}")
 
 
 @store_app.command("ls")
@@ -325,7 +324,7 @@ def shards_at(ref: str, folder: Path | None):
     store = store_at(folder)
     path, manifest = store.find(ref)
     made_with = manifest["inputs"]["tokenizer"]
-    return path, Tokenizer.load(store.find(f"{made_with['stage']}:{made_with['key']}")[0])
+    return path, Tokenizer.load(store.find(f"{made_with['stage']}:{made_with['key']}", made_with["digest"])[0])
 
 
 if __name__ == "__main__":

@@ -16,9 +16,13 @@ Tree = dict[str, Any]
 
 def from_store(store: Store, ref: str) -> Tree:
     """The tree of an artifact in the store."""
-    path, manifest = store.find(ref)
+    return _from_store(store, ref, "")
+
+
+def _from_store(store: Store, ref: str, digest: str) -> Tree:
+    path, manifest = store.find(ref, digest)
     sources = path / "logs" / "sources.json"
-    inputs = [from_store(store, f"{i['stage']}:{i['key']}") for i in manifest["inputs"].values()]
+    inputs = [_from_store(store, f"{i['stage']}:{i['key']}", i["digest"]) for i in manifest["inputs"].values()]
     return {
         "artifact": f"{manifest['stage']}:{manifest['key']}",
         "digest": manifest["digest"],
@@ -107,15 +111,16 @@ def _lines(tree: Tree, depth: int, shown: set[str]) -> list[str]:
 
 def model_folder(store: Store, ref: str, tracking: Callable[[], str] | None) -> Path:
     """The checkpoint or release folder behind a REF; a plain Hugging Face folder is its own."""
+    digest = ""
     if tracking:
         from mlflow import MlflowClient
 
         uri = tracking()
         tags = logged_model(MlflowClient(uri, uri), ref).tags
-        ref = f"{tags['stage']}:{tags['artifact.key']}"
+        ref, digest = f"{tags['stage']}:{tags['artifact.key']}", tags["artifact.digest"]
     elif (Path(ref) / "config.json").exists() and not (Path(ref) / "artifact.json").exists():
         return Path(ref)
-    path, manifest = store.find(ref)
+    path, manifest = store.find(ref, digest)
     if manifest["type"] not in ("Checkpoint", "Release"):
         raise UserError(f"{ref} is a {manifest['type']}, not a model; name pretrain, sft or export")
     return path

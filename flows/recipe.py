@@ -55,6 +55,10 @@ def yaml_of(name: str) -> dict[str, Any]:
         raise UserError(f"{name}{where}: not valid YAML; a recipe is `stage: {{field: value}}` lines") from error
     if not isinstance(given, dict):
         raise UserError(f"{name}: a recipe is a mapping of stages to settings, this is a {type(given).__name__}")
+    if odd := [key for key in given if not isinstance(key, str)]:
+        raise UserError(
+            f"{name}: the key {odd[0]!r} is no text; quote it (YAML reads on, off, yes and no as truth values)"
+        )
     return given
 
 

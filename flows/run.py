@@ -33,9 +33,16 @@ def run(
         if name not in dag.stages:
             raise UserError(f"{name}: no stage of this recipe; it has {', '.join(dag.stages)}")
     last, first = until or only, start or only
+    if only and (until or start):
+        raise UserError("--only stands alone; drop --from and --until")
+    if start and until and until != start and start not in dag.above(until):
+        raise UserError(f"--from {start} does not lead to --until {until}; turn them round or drop one")
     session = Session(store, recipe.runtime, force=frozenset(force))
     session.wanted = dag.above(last) | {last} if last else None
-    session.must_hit = dag.above(first) if first else frozenset()
+    session.must_hit = frozenset(dag.stages) - dag.below(first) - {first} if first else frozenset()
+    for name in force:
+        if name in session.must_hit or (session.wanted is not None and name not in session.wanted):
+            raise UserError(f"--force {name}: this run does not build it; mend --from, --only or --until")
     params = recipe.model_dump(mode="json", exclude={"runtime"})
     try:
         with opened(recipe.name, params, session, os.environ.get("MLFLOW_TRACKING_URI")):

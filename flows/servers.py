@@ -74,8 +74,10 @@ def home() -> Path:
 
 def known() -> dict[str, Server]:
     """The servers that `up` noted and that still run."""
-    note = home() / "servers.json"
-    servers = [Server(**s) for s in json.loads(note.read_text())] if note.exists() else []
+    try:
+        servers = [Server(**s) for s in json.loads((home() / "servers.json").read_text())]
+    except (OSError, ValueError, TypeError):  # none, or torn by a crash
+        servers = []
     return {s.name: s for s in servers if s.alive}
 
 

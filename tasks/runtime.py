@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, TypeVar
 
+from pydantic import Field
+
 from tasks.artifacts import Config
 
 T = TypeVar("T")
@@ -20,9 +22,9 @@ LOG = logging.getLogger("gptloom")
 class Runtime(Config):
     """Means, not ends: none of these changes the bytes of a data stage or enters a key."""
 
-    workers: int = os.cpu_count() or 1
+    workers: int = Field(os.cpu_count() or 1, ge=1)
     """Worker processes of the data stages."""
-    threads: int = os.cpu_count() or 1
+    threads: int = Field(os.cpu_count() or 1, ge=1)
     """Threads of the trainer on a CPU; another number gives other last bits (recorded as numerics)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training and generation run; auto takes the GPU where there is one."""

@@ -97,7 +97,9 @@ def _file(path: Path, kind: str) -> Source:
         digest = file_digest(path)
     except OSError as error:
         raise UserError(f"source {str(path)!r} cannot be read ({error.strerror}); mend it or leave it out") from error
-    return Source("file", str(path), kind, digest, path.stat().st_size, {"sha256": digest, "format": kind})
+    packing = path.suffix if kind == "jsonl" and path.suffix in (".gz", ".zst") else ""  # decides how it is read
+    identity = {"sha256": digest, "format": kind + packing}
+    return Source("file", str(path), kind, digest, path.stat().st_size, identity)
 
 
 def _hub(entry: str, name: str, config: str = "", split: str = "") -> dict[str, Any]:

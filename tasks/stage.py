@@ -195,9 +195,11 @@ def disk_full(name: str) -> Generator[None]:
 @functools.cache
 def surroundings() -> dict[str, Any]:
     """What the making may have depended on but the key does not hold: commit, libraries, numerics."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    git, command = "", ["git", "rev-parse", "HEAD"]
+    with suppress(OSError):  # no git on this machine
+        git = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
     names = ("torch", "numpy", "pyarrow", "tokenizers", "tiktoken", "datasketch", "transformers")
     libraries = {name: importlib.metadata.version(name) for name in names}
     return {"commit": git, "libraries": libraries, "python": platform.python_version(), "machine": platform.machine()}

@@ -155,18 +155,28 @@ class Store:
 
     def entries(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Every published build with its manifest, unverified, oldest first."""
-        found = [
-            (p, read_manifest(p.parent)) for p in self.root.glob(f"*/*/[0-9]*/{MANIFEST}") if p.parts[-4] != "parts"
-        ]
-        yield from sorted(((p.parent, m) for p, m in found), key=lambda entry: entry[1]["created"])
+        found = []
+        for build in (p.parent for p in self.root.glob(f"*/*/[0-9]*/{MANIFEST}") if p.parts[-4] != "parts"):
+            try:
+                found.append((build, read_manifest(build)))
+            except (Corrupt, OSError, ValueError) as error:
+                say(f"{build} is damaged ({error}); the next run puts it into quarantine")
+        yield from sorted(found, key=lambda entry: entry[1]["created"])
 
-    def find(self, ref: str) -> tuple[Path, dict[str, Any]]:
-        """`stage:key` (a unique prefix of the key is enough), `stage` (its newest) or a path, to a verified build."""
+    def find(self, ref: str, digest: str = "") -> tuple[Path, dict[str, Any]]:
+        """`stage:key` (a unique prefix of the key is enough), `stage` (its newest) or a path, to a verified build.
+
+        `digest` asks for the build of that content, which need not be the current one.
+        """
         path = Path(ref)
         if (path / MANIFEST).exists():
-            return path.resolve(), verify(path)
+            return path.resolve(), _sound(path, ref)
         stage, _, prefix = ref.partition(":")
         fits = [(p, m) for p, m in self.entries() if m["stage"] == stage and m["key"].startswith(prefix)]
+        if digest and fits:
+            if not (same := [path for path, m in fits if m["digest"] == digest]):
+                raise UserError(f"{ref}: the build with content {digest[:12]} is gone; the one here has other content")
+            return same[-1], _sound(same[-1], ref)
         keys = {m["key"] for _, m in fits}
         if not keys or (prefix and len(keys) > 1):
             what = f"fits {len(keys)} artifacts" if keys else "is in the store under no name"
@@ -178,11 +188,19 @@ class Store:
 
     def garbage(self) -> list[Path]:
         """What nothing points to: old builds, work of the dead, quarantine, parts that no artifact shares."""
-        old = [b for b, m in self.entries() if os.path.realpath(b.parent / "current") != str(b.resolve())]
+        old = [b for b, _ in self.entries() if (b.parent / "current").exists() and not is_locked(b.parent / "lock")]
+        old = [b for b in old if os.path.realpath(b.parent / "current") != str(b.resolve())]
         work = [w for w in self.root.glob("*/*/work") if not is_locked(w.parent / "lock")]
         parts = [p.parent for p in self.root.glob(f"parts/*/*/{MANIFEST}") if not _shared(p.parent)]
         halves = [p for p in self.root.glob("parts/*/.*") if time.time() - p.stat().st_mtime > 86_400]
         return [*old, *work, *parts, *halves, *self.root.glob("quarantine/*")]
+
+
+def _sound(folder: Path, ref: str) -> dict[str, Any]:
+    try:
+        return verify(folder)
+    except (Corrupt, OSError, ValueError) as error:
+        raise UserError(f"{ref}: {error}; the next run of its pipeline rebuilds it") from error
 
 
 def _shared(part: Path) -> bool:

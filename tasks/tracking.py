@@ -248,7 +248,7 @@ class Courier(threading.Thread):
     def deliver(self) -> bool:
         """One pass over what is new: the journals that trainers are writing, then the events. True when all is done."""
         for run, journal in self.state["follow"].items():
-            self._ship(run, Path(journal))
+            self._guarded({"do": "relay", "id": run, "journal": journal})
         with (self.folder / "events.jsonl").open("rb") as events:
             events.seek(self.state["at"])
             for line in events:
@@ -268,8 +268,9 @@ class Courier(threading.Thread):
         try:
             getattr(self, f"_do_{event['do']}")(event)
         except MlflowException as error:
-            if not 400 <= error.get_http_status_code() < 500 or error.get_http_status_code() in (401, 403, 429):
-                raise
+            status = error.get_http_status_code()
+            if not 400 <= status < 500 or status in (401, 403, 429) or event.get("parent", "") is None:
+                raise  # it is away, or refuses the parent run, without which there is nothing to deliver to
             say(f"MLflow refused {event['do']}: {str(error).splitlines()[0][:200]}")
 
     def _save(self) -> None:
@@ -387,6 +388,10 @@ class Courier(threading.Thread):
     def _do_follow(self, event: dict[str, Any]) -> None:
         self.state["follow"][event["id"]] = event["journal"]
 
+    def _do_relay(self, event: dict[str, Any]) -> None:
+        """What a trainer has written so far."""
+        self._ship(event["id"], Path(event["journal"]))
+
     def _do_ship(self, event: dict[str, Any]) -> None:
         """The rest of a trainer's journal, which moved with its folder when that was published."""
         self._ship(event["id"], Path(event["journal"]))
@@ -443,10 +448,10 @@ class Courier(threading.Thread):
             self._save()
 
 
-def sync(store: Path, uri: str) -> tuple[int, int]:
-    """Deliver every journal that waits; what a dead run left open ends as killed. (delivered, waiting)"""
-    done = waiting = 0
-    for folder in sorted((store / "tracking").glob("*/")):
+def sync(store: Path, uri: str) -> int:
+    """Deliver every journal that waits, the oldest first; what a dead run left open ends as killed. How many."""
+    done, problems = 0, []
+    for folder in sorted(p.parent for p in (store / "tracking").glob("*/events.jsonl")):
         courier = Courier(folder, uri)
         if courier.state["done"] or is_locked(folder / "lock"):
             continue
@@ -455,11 +460,12 @@ def sync(store: Path, uri: str) -> tuple[int, int]:
             try:
                 done += courier.deliver()
             except Exception as error:
-                waiting += 1
-                raise UserError(
-                    f"MLflow at {uri} does not answer ({type(error).__name__}); start it with `gptloom up`"
-                ) from error
-    return done, waiting
+                problems.append(f"{folder.name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    if problems:
+        raise UserError(
+            f"{len(problems)} runs wait on, {done} were delivered; {problems[0]}; is {uri} up (`gptloom status`)?"
+        )
+    return done
 
 
 def end_the_dead(events: Path) -> None:

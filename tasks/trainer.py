@@ -80,6 +80,10 @@ def launch(command: list[str]) -> None:
                     child.wait(GRACE_S)
     if child.returncode == 2 and tail and tail[-1].startswith("error: "):
         raise UserError(tail[-1].removeprefix("error: "))
+    if child.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM):
+        raise UserError(
+            "the child was killed (out of memory?) or told to stop; rerun, and training goes on where it was"
+        )
     if child.returncode != 0:
         raise RuntimeError("\n".join([f"{' '.join(command)} ended with {child.returncode}; it said last:", *tail]))
 

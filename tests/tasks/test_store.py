@@ -198,3 +198,29 @@ def test_garbage_is_old_builds_dead_work_quarantine_and_unshared_parts(store):
     garbage = set(store.garbage())
     assert garbage == {old, store.folder("s", "k") / "work", store.root / "parts" / "s" / "p"}
     assert new not in garbage
+
+
+def test_one_damaged_manifest_hides_no_other_artifact(store):
+    bad, _, _ = store.build("s", "aaaa", fill)
+    good, _, _ = store.build("s", "bbbb", fill)
+    (bad / "artifact.json").write_text("")
+    assert [build for build, _ in store.entries()] == [good]
+    assert store.find("s:bbbb")[0] == good
+    with pytest.raises(UserError, match="rebuilds it"):
+        store.find(str(bad))
+
+
+def test_a_build_can_be_found_by_its_content_after_it_was_forced_anew(store):
+    old, was, _ = store.build("s", "k", fill)
+    store.build("s", "k", lambda work: (work / "a.txt").write_text("other") and FIELDS, force=True)
+    assert store.find("s:k")[0] != old
+    assert store.find("s:k", was["digest"])[0] == old
+    with pytest.raises(UserError, match="is gone"):
+        store.find("s:k", "0" * 64)
+
+
+def test_a_whole_build_whose_maker_died_before_current_moved_is_kept_and_adopted(store):
+    build, _, _ = store.build("s", "k", fill)
+    (store.folder("s", "k") / "current").unlink()
+    assert store.garbage() == []
+    assert store.open("s", "k")[0] == build
