@@ -243,7 +243,7 @@ def status() -> None:
 def sync(store: StoreDir = None) -> None:
     """Deliver to MLflow what an outage or a run without servers held back."""
     uri = tracking()
-    from tasks.tracking import sync as deliver
+    from tasks.courier import sync as deliver
 
     typer.echo(f"{deliver(store_at(store).root, uri)} runs delivered to {uri}")
 
@@ -261,13 +261,13 @@ def store_ls(store: StoreDir = None, json: Json = False) -> None:
 @store_app.command("verify")
 def store_verify(store: StoreDir = None) -> None:
     """Read every byte again; exit code 1 if anything is not what its manifest says."""
-    from tasks.store import Corrupt, verify
+    from tasks.manifest import DAMAGE, verify
 
     bad = 0
     for path in sorted(p.parent for p in store_at(store).root.glob("*/*/*/artifact.json")):
         try:
             verify(path, afresh=True)
-        except (Corrupt, OSError, ValueError) as error:
+        except DAMAGE as error:
             bad += 1
             typer.echo(f"bad: {path}: {error}")
     typer.echo(f"{bad} damaged" if bad else "all artifacts are what their manifests say")

@@ -7,18 +7,19 @@ With a Prefect server known it is a flow run there; without one the same stages 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from flows.pipeline import Recipe, gptloom, weave
 from gpt.errors import UserError
 from tasks.artifacts import Artifact, Config
-from tasks.stage import Result, Session, Stage, Trace, blank, load, opened, using
-from tasks.store import Store, building, key_of
+from tasks.stage import Result, Session, Stage, blank, load, opened, using
+from tasks.store import Store, building
 
 
-def trace(recipe: Recipe) -> Trace:
-    """The DAG of a recipe, without building anything."""
-    with using(Trace()) as dag:
+def trace(recipe: Recipe) -> Session:
+    """A session that visited every stage of a recipe and wanted none: the DAG."""
+    with using(Session(Store(Path()), wanted=frozenset())) as dag:
         weave(recipe)
     return dag
 
@@ -30,18 +31,18 @@ def run(
     """Run the recipe; `report` sees the session in the end, also when a stage failed."""
     dag = trace(recipe)
     for name in filter(None, (until, start, only, *force)):
-        if name not in dag.stages:
-            raise UserError(f"{name}: no stage of this recipe; it has {', '.join(dag.stages)}")
-    last, first = until or only, start or only
+        if name not in dag.edges:
+            raise UserError(f"{name}: no stage of this recipe; it has {', '.join(dag.edges)}")
     if only and (until or start):
         raise UserError("--only stands alone; drop --from and --until")
-    if start and until and until != start and start not in dag.above(until):
+    last, first = until or only, start or only
+    if start and until and start not in dag.above(until) | {until}:
         raise UserError(f"--from {start} does not lead to --until {until}; turn them round or drop one")
     session = Session(store, recipe.runtime, force=frozenset(force))
-    session.wanted = dag.above(last) | {last} if last else None
-    session.must_hit = frozenset(dag.stages) - dag.below(first) - {first} if first else frozenset()
+    session.wanted = dag.above(last) | {last} if last else frozenset(dag.edges)
+    session.must_hit = session.wanted - dag.below(first) - {first} if first else frozenset()
     for name in force:
-        if name in session.must_hit or (session.wanted is not None and name not in session.wanted):
+        if name in session.must_hit or name not in session.wanted:
             raise UserError(f"--force {name}: this run does not build it; mend --from, --only or --until")
     params = recipe.model_dump(mode="json", exclude={"runtime"})
     try:
@@ -60,7 +61,7 @@ def known_stages() -> list[str]:
 def summary(session: Session, error: str | None) -> dict[str, Any]:
     """The object of `--json`."""
     stages = [asdict(session.results.get(name, Result(name))) for name in known_stages()]
-    return {"run": session.tracker.id if session.tracker else None, "error": error, "stages": stages}
+    return {"run": session.tracker.id, "error": error, "stages": stages}
 
 
 class Look(Session):
@@ -71,15 +72,14 @@ class Look(Session):
         if any(not artifact.digest for artifact in inputs.values()):
             return blank(stage)
         with building(self.store, stage.name, stage.version):
-            identity = config.model_dump(mode="json") | config.outside()
-        result.key = key_of(stage.name, stage.version, identity, {n: a.digest for n, a in inputs.items()})
-        if found := self.store.open(stage.name, result.key):
-            artifact = load(stage.kind, *found)
-            result.cache, result.digest, result.path = "hit", artifact.digest, str(artifact.path)
-            result.metrics, result.seconds = artifact.metrics, found[1]["seconds"]
-            return artifact
-        result.cache = "miss"
-        return blank(stage)
+            result.key, _ = stage.identify(config, inputs)
+        if not (found := self.store.open(stage.name, result.key)):
+            result.cache = "miss"
+            return blank(stage)
+        artifact = load(stage.kind, *found)
+        result.cache, result.digest, result.path = "hit", artifact.digest, str(artifact.path)
+        result.metrics, result.seconds = artifact.metrics, found[1]["seconds"]
+        return artifact
 
 
 def look(recipe: Recipe, store: Store) -> Session:

@@ -1,6 +1,6 @@
 """The metrics journal: what a trainer measured, as JSON lines that nothing but a disk has to receive.
 
-In: `log(step, {name: value})`. Out: a file of `[time_ms, step, {name: value}]` lines, which tasks/tracking.py ships to
+In: `log(step, {name: value})`. Out: a file of `[time_ms, step, {name: value}]` lines, which tasks/courier.py ships to
 MLflow: training never waits for a server.
 """
 

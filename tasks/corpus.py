@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from gpt.errors import UserError
 from tasks.artifacts import Metrics
-from tasks.store import link, part
+from tasks.files import link
+from tasks.store import part
 
 STRING, DOUBLE = pa.string(), pa.float64()
 DOCUMENT = pa.schema({"id": STRING, "text": STRING, "source": STRING})

@@ -18,9 +18,10 @@ from pydantic import Field
 
 from tasks.artifacts import Config, Corpus, Metrics
 from tasks.corpus import Facts, Verdict, place, settle, sift, tables
+from tasks.files import file_digest
+from tasks.manifest import key_of
 from tasks.runtime import progress
 from tasks.stage import stage
-from tasks.store import file_digest, key_of
 from tasks.text.minhash import sign
 from tasks.workers import spread
 

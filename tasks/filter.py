@@ -15,9 +15,9 @@ from pydantic import Field
 from gpt.errors import UserError
 from tasks.artifacts import Config, Corpus, Metrics
 from tasks.corpus import Facts, place, settle, sift, tables
+from tasks.files import file_digest
 from tasks.runtime import progress
 from tasks.stage import stage
-from tasks.store import file_digest
 from tasks.text.rules import RULES, Lexicon, judge, lexicon
 from tasks.workers import spread
 

@@ -19,11 +19,11 @@ from gpt.errors import UserError
 from tasks import pydocs
 from tasks.artifacts import Config, Corpus, Metrics
 from tasks.corpus import DOCUMENT, EXCERPT_CHARS, Facts, Verdict, place, settle, sift
+from tasks.files import file_digest
 from tasks.records import BadFile, column_types, rows
 from tasks.runtime import progress, say
 from tasks.sources import Source, find
 from tasks.stage import stage
-from tasks.store import file_digest
 
 
 class Ingest(Config):

@@ -23,9 +23,10 @@ from gpt.errors import UserError
 from gpt.tokenizer import EOT
 from gpt.tokenizer import Tokenizer as Loaded
 from tasks.artifacts import Config, Corpus, Metrics, Shards, Tokenizer
+from tasks.files import file_digest, link
 from tasks.runtime import progress, say
 from tasks.stage import stage
-from tasks.store import file_digest, link, part
+from tasks.store import part
 
 SPLITS = ("train", "val")
 FEW = 100  # documents: below this, a split by document is too coarse

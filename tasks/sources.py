@@ -13,7 +13,8 @@ from typing import Any
 
 from gpt.errors import UserError
 from tasks import pydocs
-from tasks.store import canonical, file_digest
+from tasks.files import file_digest
+from tasks.manifest import canonical
 
 ENDINGS = {
     ".parquet": "parquet",

@@ -25,9 +25,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from gpt.errors import UserError
 from tasks.artifacts import Artifact, Config, Metrics
+from tasks.manifest import key_of
 from tasks.runtime import Runtime, running, say
-from tasks.store import Store, building, default_store, key_of
-from tasks.tracking import Child, Tracker, prefect_tags
+from tasks.store import Store, building, default_store
+from tasks.tracking import Child, Tracker
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
@@ -50,6 +51,12 @@ class Stage(Generic[P, A]):
         config = typing.cast(Config, given.pop(self.parameters[0]))
         inputs = {name: value for name, value in given.items() if isinstance(value, Artifact)}
         return typing.cast(A, session().run(self, config, inputs))
+
+    def identify(self, config: Config, inputs: Mapping[str, Artifact]) -> tuple[str, dict[str, Any]]:
+        """The key of the artifact that this call would give, and what its outside references are right now."""
+        outside = config.outside()
+        digests = {name: artifact.digest for name, artifact in inputs.items()}
+        return key_of(self.name, self.version, config.model_dump(mode="json") | outside, digests), outside
 
 
 def stage(
@@ -79,46 +86,52 @@ class Session:
 
     store: Store
     runtime: Runtime = dataclasses.field(default_factory=Runtime)
-    tracker: Tracker | None = None
+    tracker: Tracker = dataclasses.field(default_factory=Tracker)
     force: frozenset[str] = frozenset()
     wanted: frozenset[str] | None = None
     """Stages to visit; None means all."""
     must_hit: frozenset[str] = frozenset()
     """Stages that may not be built in this run, because it starts below them."""
     results: dict[str, Result] = dataclasses.field(default_factory=dict)
+    edges: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Each stage called so far, and the stages that feed it: the DAG."""
     url: str = ""
     """The parent run's page in MLflow, once it is delivered."""
 
     def run(self, stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
         """The stage's artifact; a stage that is not wanted yields a blank that no wanted stage reads."""
         self.results[stage.name] = Result(stage.name)
+        self.edges[stage.name] = list(dict.fromkeys(artifact.stage for artifact in inputs.values()))
         if self.wanted is not None and stage.name not in self.wanted:
             return blank(stage)
         if in_flow_run():
             return prefect_task(stage)(config, inputs)
         return self.execute(stage, config, inputs)[0]
 
+    def above(self, name: str) -> frozenset[str]:
+        """Every stage that feeds this one, directly or not."""
+        return frozenset(self.edges[name]).union(*(self.above(parent) for parent in self.edges[name]))
+
+    def below(self, name: str) -> frozenset[str]:
+        """Every stage that this one feeds, directly or not."""
+        return frozenset(other for other in self.edges if name in self.above(other))
+
     def execute(self, stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> tuple[Artifact, bool]:
         """Hit or build, tracked and timed; returns (artifact, hit)."""
-        result, start = self.results[stage.name], time.monotonic()
+        result, start, child = self.results[stage.name], time.monotonic(), Child(self.tracker, stage.name)
         result.cache = "failed"
-        child = self.tracker.child(stage.name) if self.tracker else Child()
         try:
-            with (
-                running(stage.name, self.runtime),
-                building(self.store, stage.name, stage.version),
-                disk_full(stage.name),
-            ):
-                outside = config.outside()
-                identity = config.model_dump(mode="json") | outside
-                digests = {name: artifact.digest for name, artifact in inputs.items()}
-                result.key = key_of(stage.name, stage.version, identity, digests)
-                child.start(result.key, config, inputs)
-                artifact, manifest, hit = self._hit_or_build(stage, config, inputs, result.key, outside, child)
-                result.cache = "hit" if hit else "miss"
-                result.seconds = round(time.monotonic() - start, 3)
-                say(f"{result.cache} {artifact} in {result.seconds:.1f} s{headline(artifact.metrics)}")
-                child.finish(artifact, manifest, hit)
+            at = building(self.store, stage.name, stage.version)
+            with running(stage.name, self.runtime), at, disk_full(stage.name):
+                result.key, outside = stage.identify(config, inputs)
+                child.start(result.key, config, inputs, prefect_tags())
+                fill = functools.partial(self._fill, stage, config, inputs, outside, child)
+                force = stage.name in self.force
+                found = self.store.build(stage.name, result.key, fill, force=force, resumes=stage.resumes)
+                artifact, hit = load(stage.kind, *found[:2]), found[2]
+                result.cache, result.seconds = "hit" if hit else "miss", round(time.monotonic() - start, 3)
+                say(f"{result.cache} {artifact} in {result.seconds:.1f} s, {headline(artifact.metrics)}")
+                child.finish(artifact, found[1], hit)
         except BaseException as error:
             result.seconds = round(time.monotonic() - start, 3)
             child.fail(error)
@@ -126,54 +139,45 @@ class Session:
         result.digest, result.path, result.metrics = artifact.digest, str(artifact.path), artifact.metrics
         return artifact, hit
 
-    def _hit_or_build(
-        self, stage: Stage, config: Config, inputs: Mapping[str, Artifact], key: str, outside: Mapping, child: Child
-    ) -> tuple[Artifact, dict[str, Any], bool]:
-        def fill(work: Path) -> dict[str, Any]:
-            if stage.name in self.must_hit:
-                raise UserError(
-                    f"{stage.name}:{key} is not in the store, and this run starts below it; run without --from/--only"
-                )
-            say(f"building {stage.name}:{key}")
-            child.building(work)
-            start = time.monotonic()
-            metrics = stage.fn(work, config, **{**dict.fromkeys(stage.parameters[1:]), **inputs})  # left out is None
-            if config.outside() != outside:
-                raise UserError(f"{stage.name}: its sources changed while they were read; nothing was published; rerun")
-            return {
-                "schema": 1,
-                "version": stage.version,
-                "type": stage.kind.__name__,
-                "config": config.model_dump(mode="json"),
-                "outside": outside,
-                "inputs": {n: {"stage": a.stage, "key": a.key, "digest": a.digest} for n, a in inputs.items()},
-                "metrics": [[name, round(float(value), 6)] for name, value in metrics.items()],  # in their order
-                "tracking": child.ids,
-                "seconds": round(time.monotonic() - start, 3),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                **surroundings(),
-            }
-
-        force = stage.name in self.force
-        path, manifest, hit = self.store.build(stage.name, key, fill, force=force, resumes=stage.resumes)
-        return load(stage.kind, path, manifest), manifest, hit
+    def _fill(
+        self, stage: Stage, config: Config, inputs: Mapping[str, Artifact], outside: Mapping, child: Child, work: Path
+    ) -> dict[str, Any]:
+        """Run the stage's body in its work folder; what the manifest is to say besides its files."""
+        ref = f"{stage.name}:{work.parent.name}"
+        if stage.name in self.must_hit:
+            raise UserError(f"{ref} is not in the store, and this run starts below it; run without --from/--only")
+        say(f"building {ref}")
+        child.building(work)
+        start = time.monotonic()
+        metrics = stage.fn(work, config, **{**dict.fromkeys(stage.parameters[1:]), **inputs})  # left out is None
+        if config.outside() != outside:
+            raise UserError(f"{stage.name}: its sources changed while they were read; nothing was published; rerun")
+        return {
+            "schema": 1,
+            "version": stage.version,
+            "type": stage.kind.__name__,
+            "config": config.model_dump(mode="json"),
+            "outside": outside,
+            "inputs": {n: {"stage": a.stage, "key": a.key, "digest": a.digest} for n, a in inputs.items()},
+            "metrics": [[name, round(float(value), 6)] for name, value in metrics.items()],  # in their order
+            "tracking": child.ids,
+            "seconds": round(time.monotonic() - start, 3),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **surroundings(),
+        }
 
 
 def load(kind: type[A], path: Path, manifest: Mapping[str, Any]) -> A:
     """The typed record of a published folder; loading it as another type is an error."""
     if manifest["type"] != kind.__name__:
-        raise UserError(
-            f"{path} holds a {manifest['type']}, not a {kind.__name__}; name an artifact of the right stage"
-        )
+        raise UserError(f"{path} is a {manifest['type']}, not a {kind.__name__}; name an artifact of the right stage")
     named = {name: manifest[name] for name in ("stage", "key", "digest")}
     return kind(path=path, metrics=dict(manifest["metrics"]), **named)
 
 
 def headline(metrics: Metrics) -> str:
-    """The first metric as `, data/documents 9,880`."""
-    return next(
-        (f", {name} {value:,.4g}" if value < 1e4 else f", {name} {value:,.0f}" for name, value in metrics.items()), ""
-    )
+    """The first metric as `data/documents 9,880`."""
+    return next((f"{name} {value:,.{4 if value < 1e4 else 9}g}" for name, value in metrics.items()), "")
 
 
 def blank(stage: Stage) -> Artifact:
@@ -195,14 +199,13 @@ def disk_full(name: str) -> Generator[None]:
 @functools.cache
 def surroundings() -> dict[str, Any]:
     """What the making may have depended on but the key does not hold: commit, libraries, numerics."""
-    git, command = "", ["git", "rev-parse", "HEAD"]
-    with suppress(OSError):  # no git on this machine
-        git = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        ).stdout.strip()
+    commit, here = "", Path(__file__).parent
+    with suppress(OSError, subprocess.CalledProcessError):  # no git on this machine, or no checkout
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here, text=True, stderr=subprocess.DEVNULL)
     names = ("torch", "numpy", "pyarrow", "tokenizers", "tiktoken", "datasketch", "transformers")
     libraries = {name: importlib.metadata.version(name) for name in names}
-    return {"commit": git, "libraries": libraries, "python": platform.python_version(), "machine": platform.machine()}
+    about = {"libraries": libraries, "python": platform.python_version(), "machine": platform.machine()}
+    return {"commit": commit.strip(), **about}
 
 
 # -- the session at work ----------------------------------------------------------------------------------------------
@@ -225,35 +228,11 @@ def using(new: S) -> Generator[S]:
         _session.reset(token)
 
 
-class Trace(Session):
-    """A session that builds nothing and notes each stage, its config and the stages that feed it: the DAG itself."""
-
-    def __init__(self) -> None:
-        super().__init__(Store(Path()))
-        self.stages: dict[str, Stage] = {}
-        self.configs: dict[str, Config] = {}
-        self.edges: dict[str, list[str]] = {}
-
-    def run(self, stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
-        self.stages[stage.name], self.configs[stage.name] = stage, config
-        self.edges[stage.name] = list(dict.fromkeys(artifact.stage for artifact in inputs.values()))
-        return blank(stage)
-
-    def above(self, name: str) -> frozenset[str]:
-        """Every stage that feeds this one, directly or not."""
-        return frozenset(self.edges[name]).union(*(self.above(parent) for parent in self.edges[name]))
-
-    def below(self, name: str) -> frozenset[str]:
-        """Every stage that this one feeds, directly or not."""
-        return frozenset(other for other in self.edges if name in self.above(other))
-
-
 @contextmanager
 def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) -> Generator[Session]:
     """A session with its parent run in the journal (and on the MLflow server at `uri`, where one is given)."""
-    git = {"mlflow.source.git.commit": surroundings()["commit"]}
-    new.tracker = tracker = Tracker(new.store.root, name, params, {**git, **prefect_tags()}, uri)
-    status = "FAILED"
+    new.tracker, status = Tracker(new.store.root), "FAILED"
+    new.tracker.start(name, params, {"mlflow.source.git.commit": surroundings()["commit"], **prefect_tags()}, uri)
     try:
         with using(new):
             yield new
@@ -262,14 +241,15 @@ def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) 
         status = "KILLED"
         raise
     finally:
-        releases = [r.digest for r in new.results.values() if r.stage == "export" and r.digest]
-        new.url = tracker.close(status, releases[0] if releases else None)
+        release = new.results.get("export")
+        new.url = new.tracker.close(status, release.digest if release else "")
 
 
 @contextmanager
 def at_work(name: str, params: Mapping[str, Any], means: Runtime) -> Generator[None]:
     """The session at work if there is one; else, as in a run that Prefect's UI started, a tracked one of its own."""
-    if _session.get():
+    if now := _session.get():
+        now.tracker.event("log", id=now.tracker.id, tags=prefect_tags())  # the parent began before the flow run did
         yield
     else:
         with opened(name, params, Session(default_store(), means), os.environ.get("MLFLOW_TRACKING_URI")):
@@ -281,11 +261,23 @@ def at_work(name: str, params: Mapping[str, Any], means: Runtime) -> Generator[N
 
 def in_flow_run() -> bool:
     """Whether a Prefect flow run is at work; without one, stages are plain functions."""
-    if "prefect" not in sys.modules:
-        return False
-    from prefect.context import FlowRunContext
+    return "prefect.flow_run_id" in prefect_tags()
 
-    return FlowRunContext.get() is not None
+
+def prefect_tags() -> dict[str, str]:
+    """The Prefect run at work, with a link to its task, or to the flow outside of one."""
+    if "prefect" not in sys.modules:
+        return {}
+    from prefect.context import FlowRunContext, TaskRunContext
+    from prefect.settings import PREFECT_UI_URL
+
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    if flow is None or flow.flow_run is None:
+        return {}
+    tags, path = {"prefect.flow_run_id": str(flow.flow_run.id)}, f"flow-run/{flow.flow_run.id}"
+    if task is not None:
+        tags["prefect.task_run_id"], path = str(task.task_run.id), f"task-run/{task.task_run.id}"
+    return {**tags, "prefect.url": f"{PREFECT_UI_URL.value()}/runs/{path}"}
 
 
 @functools.cache

@@ -14,7 +14,8 @@ import time
 import psutil
 import pytest
 
-from tasks.store import Store, verify
+from tasks.manifest import verify
+from tasks.store import Store
 
 
 def start(recipe, store, **env):

@@ -71,4 +71,4 @@ def test_a_stage_set_to_null_is_absent_and_its_input_passes_on():
     dag = trace(load("demo", ["filter=null", "dedup=null", "sft=null", "chats=null"]))
     assert dag.edges["tokenizer"] == ["ingest"]
     assert dag.edges["export"] == ["pretrain", "evaluate", "tokenizer"]
-    assert {"filter", "dedup", "sft", "chats"}.isdisjoint(dag.stages)
+    assert {"filter", "dedup", "sft", "chats"}.isdisjoint(dag.edges)

@@ -9,9 +9,10 @@ import pytest
 
 from gpt.errors import UserError
 from tasks.artifacts import Checkpoint, Config, Corpus, Metrics
+from tasks.manifest import verify
 from tasks.runtime import Runtime
-from tasks.stage import Session, Trace, stage, using
-from tasks.store import Store, verify
+from tasks.stage import Session, stage, using
+from tasks.store import Store
 
 MADE: list[str] = []
 
@@ -115,8 +116,8 @@ def test_a_source_that_changes_while_it_is_read_publishes_nothing(source, tmp_pa
     assert not list(Store(tmp_path / "store").entries())
 
 
-def test_the_trace_of_a_dag_knows_what_lies_above_and_below(source):
-    with using(Trace()) as dag:
+def test_the_trace_of_a_dag_knows_what_lies_above_and_below(source, tmp_path):
+    with using(Session(Store(tmp_path), wanted=frozenset())) as dag:
         count(Count(), read(Read(file=str(source))))
     assert dag.edges == {"read": [], "count": ["read"]}
     assert dag.above("count") == {"read"}

@@ -12,7 +12,9 @@ import pytest
 
 from gpt.errors import UserError
 from tasks import store as st
-from tasks.store import Store, canonical, content_digest, file_digest, key_of, verify
+from tasks.files import file_digest, link
+from tasks.manifest import canonical, content_digest, key_of, verify
+from tasks.store import Store
 
 FIELDS = {"type": "Corpus", "inputs": {}, "metrics": {}, "config": {}, "created": "2026-01-01", "tracking": {}}
 
@@ -53,7 +55,7 @@ def test_the_digest_names_content_not_logs_nor_order():
 
 
 def test_canonical_json_and_keys_do_not_depend_on_order_or_hash_seed():
-    code = "from tasks.store import key_of; print(key_of({'b': 1, 'a': [1, 'é']}, 'x'))"
+    code = "from tasks.manifest import key_of; print(key_of({'b': 1, 'a': [1, 'é']}, 'x'))"
     run = [sys.executable, "-c", code]
     seen = {subprocess.check_output(run, env={**os.environ, "PYTHONHASHSEED": seed}, text=True) for seed in "012"}
     assert seen == {key_of({"a": [1, "é"], "b": 1}, "x") + "\n"}
@@ -108,7 +110,7 @@ def test_parts_are_built_once_and_shared_by_hard_links(store, tmp_path):
     for turn in (1, 2):
         with st.building(store, "s", "1"):
             folder, facts = st.part({"source": "abc"}, part_fill)
-            st.link(folder / "part.bin", tmp_path / str(turn) / "part-00000.bin")
+            link(folder / "part.bin", tmp_path / str(turn) / "part-00000.bin")
     assert (made, facts) == ([1], {"rows": 3})
     assert (tmp_path / "1" / "part-00000.bin").samefile(tmp_path / "2" / "part-00000.bin")
     (folder / "part.bin").write_bytes(b"y" * 1000)
@@ -144,10 +146,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tasks import store as st
+from tasks.files import link
 
 def fill(work):
     folder, facts = st.part({"n": 1}, lambda f: (f / "p").write_text("part") and {})
-    st.link(folder / "p", work / "part-0")
+    link(folder / "p", work / "part-0")
     (work / "a").write_text("a" * 1000)
     (work / "b").write_text("b" * 1000)
     return {"type": "Corpus", "created": ""}

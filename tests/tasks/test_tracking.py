@@ -13,9 +13,10 @@ import pytest
 from flows import servers
 from flows.lineage import as_text, from_mlflow
 from tasks.artifacts import Checkpoint, Config, Corpus, Metrics, Release
+from tasks.courier import Courier, sync
 from tasks.stage import Session, opened, stage
 from tasks.store import Store
-from tasks.tracking import Courier, flat, sync
+from tasks.tracking import flat
 
 pytestmark = pytest.mark.server
 
