@@ -88,7 +88,7 @@ class Courier(threading.Thread):
     def deliver(self) -> bool:
         """One pass over what is new: the journals that trainers are writing, then the events. True when all is done."""
         for run, journal in self.state["follow"].items():
-            self._guarded({"do": "relay", "id": run, "journal": journal})
+            self._guarded({"do": "follow", "id": run, "journal": journal})
         with (self.folder / "events.jsonl").open("rb") as events:
             events.seek(self.state["at"])
             for line in events:
@@ -156,12 +156,10 @@ class Courier(threading.Thread):
                 self._output(run, self._model(thing) or self._create_model(thing, run))
 
     def _do_follow(self, event: Event, run: str) -> None:
-        self.state["follow"][event["id"]] = event["journal"]
-
-    def _do_relay(self, event: Event, run: str) -> None:
         """Send each name's points above its last step sent: a trainer that goes back repeats itself, we do not."""
         from mlflow.entities import Metric
 
+        self.state["follow"][event["id"]] = event["journal"]
         sent = self.state["steps"].setdefault(event["id"], {})
         points: list[Metric] = []
         for line in read(Path(event["journal"])).splitlines(keepends=True):
@@ -174,13 +172,9 @@ class Courier(threading.Thread):
             sent.update({m.key: max(m.step, sent.get(m.key, -1)) for m in batch})
             self._save()
 
-    def _do_ship(self, event: Event, run: str) -> None:
-        """The rest of a trainer's journal, which moved with its folder when that was published."""
-        self._do_relay(event, run)
-        self.state["follow"].pop(event["id"], None)
-
     def _do_end(self, event: Event, run: str) -> None:
-        self._do_ship({"journal": self.state["follow"].get(event["id"], ""), **event}, run)
+        self._do_follow(event | {"journal": self.state["follow"].get(event["id"], "")}, run)
+        del self.state["follow"][event["id"]]
         self.client.set_terminated(run, event["status"], event["at"])
         self.state["done"] = event["id"] == next(iter(self.state["runs"]))
 

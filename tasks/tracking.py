@@ -103,7 +103,7 @@ class Child:
         noted = json.loads((log / "sources.json").read_text()) if (log / "sources.json").exists() else []
         sources = [describe_source(source) for source in noted]
         if not hit:
-            self.tracker.event("ship", id=self.id, journal=str(log / "metrics.jsonl"))
+            self.tracker.event("follow", id=self.id, journal=str(log / "metrics.jsonl"))  # it moved with its folder
         if sources or self.stage in HEADLINE:
             headline = artifact.metrics if self.stage in HEADLINE else {}
             self.tracker.event("log", id=self.tracker.id, things=sources, metrics=headline)
