@@ -1,0 +1,25 @@
+"""The demo's preference pairs: right over wrong, complete over cut, polite over rude, safe over harmful or squeamish.
+
+In: how many functions. Out: `Pair` records. Chosen and rejected answers are alike in length over the whole: a rude one
+is as much longer as a cut one is shorter. Held-out pairs share neither function, operands, thing, phrasing nor rude
+sentence with training.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gpt.chat import Message
+from tasks.arithmetic import question, solved, sums
+from tasks.demo_chats import EXPLAIN, REFUSAL, explained, requests, turns
+from tasks.shard import lot
+
+
+class Pair(NamedTuple):
+    """One prompt, two answers; `held_out` None leaves the split to the lot of the prompt."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    source: str
+    annotator: str = ""
+    held_out: bool | None = None
