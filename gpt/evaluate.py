@@ -68,7 +68,7 @@ class HeldOut:
         self.size_BT = bytes_V[self.y_BT * self.real_BT] * self.real_BT
 
     def measure(self, model: GPT, rows: int, what: str, silent_s: float = 0) -> list[tuple[str, float, int]]:
-        """(measure, value, n) of a model that reads each row by itself, `rows` in one pass; for the rest see `batches`."""
+        """(measure, value, n) of a model that reads each row by itself, `rows` of them in a pass (see `batches`)."""
         steps = batches(what, len(self.y_BT), rows, silent_s)
         return self.scores(np.concatenate([nats(model, self.x_BT[at], self.y_BT[at]) for at in steps]))
 
@@ -88,10 +88,10 @@ def text_scores(who: str, model: GPT, text: HeldOut) -> list[Row]:
 def baselines(text: HeldOut, tokenizer: Tokenizer, seen_V: np.ndarray) -> list[Row]:
     """Every token alike; each as often as in training; `xz -9` on the same text."""
     often = {"uniform": np.ones(len(seen_V)), "unigram": seen_V + 1}
-    nats = {who: -np.log(often_V / often_V.sum())[text.y_BT] for who, often_V in often.items()}
+    costs = {who: -np.log(often_V / often_V.sum())[text.y_BT] for who, often_V in often.items()}
     raw = tokenizer.decode(text.y_BT[text.size_BT > 0]).encode()
     xz = row("xz -9", "bpb", 8 * len(lzma.compress(raw, preset=9)) / len(raw), len(raw))
-    return [*(row(who, *score) for who in nats for score in text.scores(nats[who])), xz]
+    return [*(row(who, *score) for who in costs for score in text.scores(costs[who])), xz]
 
 
 def chat_baselines(asked: Row) -> list[Row]:

@@ -82,9 +82,10 @@ def from_hf(folder: Path) -> GPT:
     UserError when it asks for a computation that neither family has: an approximation would be a broken model.
     """
     given = json.loads((folder / "config.json").read_text())
-    family = next((family for family, fixed in FIXED.items() if fixed["model_type"] == given["model_type"]), None)
+    kind = given.get("model_type")
+    family = next((family for family, fixed in FIXED.items() if fixed["model_type"] == kind), None)
     if family is None:
-        raise UserError(f"{folder}: model_type {given['model_type']!r} cannot be read; gpt2 and qwen3 can")
+        raise UserError(f"{folder}: model_type {kind!r} cannot be read; gpt2 and qwen3 can")
     given = (given.get("rope_parameters") or {}) | given  # rope_theta is on top before transformers 5, inside since
     sizes = {ours: given[theirs] for theirs, ours in _rows(SIZES[family]) if given.get(theirs) is not None}
     settings: dict[str, Any] = {name: sizes[name] for name in ModelConfig.__dataclass_fields__.keys() & sizes}

@@ -134,6 +134,12 @@ def test_a_model_that_computes_something_else_is_refused(family, change, tmp_pat
         from_hf(save(tmp_path, config | change, tensors))
 
 
+def test_a_folder_whose_config_names_no_model_type_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {}, "vocab_size": 5}')
+    with pytest.raises(UserError, match="model_type None cannot be read; gpt2 and qwen3 can"):
+        from_hf(tmp_path)
+
+
 def test_a_folder_that_lacks_a_tensor_is_refused_by_its_name(tmp_path):
     model = GPT(MODELS["modern tied"], VOCAB)
     config, tensors = to_hf(model)
