@@ -34,18 +34,16 @@ def save(root: Path, model: GPT, optimizer: torch.optim.Optimizer, state: State,
     shutil.rmtree(work, ignore_errors=True)  # its writer was killed
     work.mkdir(parents=True)
     slots = [(name, optimizer.state[parameter]) for name, parameter in model.named_parameters()]
-    random = {"cpu": torch.get_rng_state()} | (
-        {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    )
-    save_file(model.state_dict(), work / "model.safetensors")
-    save_file(
-        {f"{name}/{key}": value for name, slot in slots for key, value in slot.items()}, work / "optimizer.safetensors"
-    )
-    save_file(random, work / "rng.safetensors")
+    moments = {f"{name}/{key}": value for name, slot in slots for key, value in slot.items()}
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    for name, tensors in {"model": model.state_dict(), "optimizer": moments, "rng": random}.items():
+        save_file(tensors, work / f"{name}.safetensors")
     (work / "config.json").write_bytes(_canonical({"model": asdict(model.config), "vocab_size": model.vocab_size}))
     (work / "state.json").write_bytes(_canonical(state))
     failpoint("checkpoint: files")
-    (work / "manifest.json").write_bytes(_canonical(_digests(work)))
+    (work / "manifest.json").write_bytes(_manifest(work))
     for path in (*work.iterdir(), work):
         _sync(path)
     failpoint("checkpoint: before rename")
@@ -60,7 +58,7 @@ def newest(root: Path) -> Path | None:
     """The newest checkpoint whose every byte is right; damaged newer ones are named and removed."""
     for folder in sorted(root.glob("step-*"), reverse=True):
         manifest = folder / "manifest.json"
-        if manifest.exists() and manifest.read_bytes() == _canonical(_digests(folder)):
+        if manifest.exists() and manifest.read_bytes() == _manifest(folder):
             return folder
         print(f"checkpoint {folder.name} is damaged; trying the one before", flush=True)
         shutil.rmtree(folder)
@@ -118,9 +116,9 @@ def _sync(path: Path) -> None:
     os.close(fd)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def _manifest(folder: Path) -> bytes:
+    files = [path for path in folder.iterdir() if path.name != "manifest.json"]
+    return _canonical({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
 
 def _canonical(value: Any) -> bytes:

@@ -51,26 +51,10 @@ class Stream:
         begun = zip(self.parts[low:high], self.begins[low:high], strict=False)
         return np.concatenate([np.zeros(0, np.int64), *(part[max(0, start - at) : stop - at] for part, at in begun)])
 
-
-def batch(stream: Stream, seed: int, step: int, batch: int, context: int) -> Batch:
-    """The windows of one step. An epoch has each window of its grid once; the grid starts at the epoch's own phase.
-
-    One window less than would fit leaves room for the phase, so up to 2 x context tokens sit out in each epoch.
-    """
-    windows = max(1, (len(stream) - 1) // context - 1)
-    places, slack = zip(*order(seed, step, batch, windows), strict=True), len(stream) - windows * context
-    return _cut(stream, [_key(seed, epoch, "phase") % slack + place * context for epoch, place in places], context)
-
-
-def first(stream: Stream, count: int, context: int) -> Batch:
-    """The first `count` windows in stream order for evaluation; fewer where the stream ends, a short one at least."""
-    length = min(context, len(stream) - 1)
-    return _cut(stream, [i * length for i in range(min(count, (len(stream) - 1) // length))], length)
-
-
-def _cut(stream: Stream, starts: list[int], context: int) -> Batch:
-    ids = np.stack([stream.read(start, start + context + 1) for start in starts])
-    return ids[:, :-1], ids[:, 1:]
+    def windows(self, starts: Sequence[int], length: int) -> Batch:
+        """`length` tokens from each start on, and the token after each."""
+        ids = np.stack([self.read(start, start + length + 1) for start in starts])
+        return ids[:, :-1], ids[:, 1:]
 
 
 class Windows:
@@ -85,12 +69,19 @@ class Windows:
                 raise UserError(f"the {name} split has {len(stream)} tokens but needs {least}; {way_out}")
 
     def batch(self, seed: int, step: int, rows: int) -> Batch:
-        """The windows of one training step."""
-        return batch(self.train, seed, step, rows, self.context)
+        """The windows of one step. An epoch has each window of its grid once; the grid starts at the epoch's own phase.
+
+        One window less than would fit leaves room for the phase, so up to 2 x context tokens sit out in each epoch.
+        """
+        windows = max(1, (len(self.train) - 1) // self.context - 1)
+        slack, places = len(self.train) - windows * self.context, zip(*order(seed, step, rows, windows), strict=True)
+        starts = [_key(seed, epoch, "phase") % slack + place * self.context for epoch, place in places]
+        return self.train.windows(starts, self.context)
 
     def held_out(self, count: int) -> Batch:
-        """The first held-out windows."""
-        return first(self.val, count, self.context)
+        """The first `count` held-out windows in stream order; fewer where the stream ends, a short one at least."""
+        length = min(self.context, len(self.val) - 1)
+        return self.val.windows(range(0, len(self.val) - length, length)[:count], length)
 
 
 class Conversations:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from gpt.chat import render
 from gpt.checkpoint import load_model
-from gpt.data import Stream, first
+from gpt.data import IGNORED, Batch, Windows
 from gpt.generate import generate, pick_device
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
@@ -38,18 +38,20 @@ def evaluate(run: dict[str, Any]) -> None:
     torch.set_num_threads(run["threads"])
     models = {who: load_model(Path(folder), device) for who, folder in run["models"].items()}
     one, tokenizer = next(iter(models.values())), Tokenizer.load(Path(run["tokenizer"]))
-    text = HeldOut(Path(run["shards"]), tokenizer, config["tokens"], one.config.context)
+    shards = Windows(Path(run["shards"]), one.config.context)
+    text = HeldOut(shards.held_out(max(1, config["tokens"] // shards.context)), tokenizer.bytes_per_token())
+    seen_V = np.bincount(shards.train.read(0, min(len(shards.train), 2**22)), minlength=tokenizer.vocab_size)
     held = json.loads((Path(run["chats"]) / "heldout.json").read_text(encoding="utf-8")) if run["chats"] else {}
     asked = {kind: held.get(kind, [])[: config["questions"]] for kind in ("choices", *SPOKEN)}
     torch.manual_seed(config["seed"])
-    tables = {"scores": text.baselines() + chat_baselines(asked), "next_tokens": [], "neighbours": []}
-    tables["scores"] += text.measure("untrained", GPT(one.config, one.vocab_size).to(device).eval())
-    drawn, spoken, seeds, stop = [], [], (config["seed"], config["seed"] + 1), (tokenizer.end, tokenizer.eot)
+    tables = {"scores": baselines(text, tokenizer, seen_V) + chat_baselines(asked), "next_tokens": [], "neighbours": []}
+    tables["scores"] += text_scores("untrained", GPT(one.config, one.vocab_size).to(device), text)
+    drawn, spoken, seeds, stop = [], [], (config["seed"], config["seed"] + 1), tokenizer.stops
     for who, model in models.items():
         scores, replies = chat_scores(who, model, tokenizer, asked, config["reply_tokens"])
-        tables["scores"] += text.measure(who, model) + scores
+        tables["scores"] += text_scores(who, model, text) + scores
         tables["next_tokens"] += [row for p in config["prompts"] for row in next_tokens(who, model, tokenizer, p)]
-        tables["neighbours"] += [row for word in config["words"] for row in neighbours(who, model, text, word)]
+        tables["neighbours"] += [row for w in config["words"] for row in neighbours(who, model, tokenizer, seen_V, w)]
         texts = generate(model, [[tokenizer.eot]] * 2, 100, temperature=0.8, top_k=200, seeds=seeds, stop=stop)
         drawn += [f"== {who}, from nothing ==\n{tokenizer.decode(ids)}" for ids in texts]
         spoken = replies + spoken  # the final model's stand first
@@ -58,33 +60,38 @@ def evaluate(run: dict[str, Any]) -> None:
 
 
 class HeldOut:
-    """The first held-out windows, what their tokens weigh in bytes, and how often training has each token."""
+    """Held-out windows or conversations and how many bytes each target stands for; the trainer evaluates by it too."""
 
-    def __init__(self, shards: Path, tokenizer: Tokenizer, tokens: int, context: int) -> None:
-        train, val = (Stream(sorted(shards.glob(f"{split}-*.bin"))) for split in ("train", "val"))
-        self.tokenizer, self.bytes_V = tokenizer, tokenizer.bytes_per_token()
-        self.x_BT, self.y_BT = first(val, max(1, tokens // context), context)
-        self.counts_V = np.bincount(train.read(0, min(len(train), 2**22)), minlength=tokenizer.vocab_size)
+    def __init__(self, batch: Batch, bytes_V: np.ndarray) -> None:
+        self.x_BT, self.y_BT = batch
+        self.real_BT = self.y_BT != IGNORED
+        self.size_BT = bytes_V[self.y_BT * self.real_BT] * self.real_BT
 
-    def measure(self, who: str, model: GPT) -> list[Row]:
-        """A model's loss on the windows, each read by itself."""
-        size = max(1, 2**25 // (self.y_BT.shape[1] * model.vocab_size))  # 128 MiB of logits, or one window's
-        steps = batches(f"{who}: held-out window", len(self.y_BT), size)
-        return self.rows(who, np.concatenate([nats(model, self.x_BT[at], self.y_BT[at]) for at in steps]))
+    def measure(self, model: GPT, rows: int, what: str, silent_s: float = 0) -> list[tuple[str, float, int]]:
+        """(measure, value, n) of a model that reads each row by itself, `rows` of them in a pass (see `batches`)."""
+        steps = batches(what, len(self.y_BT), rows, silent_s)
+        return self.scores(np.concatenate([nats(model, self.x_BT[at], self.y_BT[at]) for at in steps]))
 
-    def baselines(self) -> list[Row]:
-        """Every token alike; each as often as in training; `xz -9` on the same text."""
-        nats_V = -np.log((self.counts_V + 1) / (self.counts_V + 1).sum())
-        raw = self.tokenizer.decode(self.y_BT[self.bytes_V[self.y_BT] > 0]).encode()
-        xz = row("bpb", "xz -9", 8 * len(lzma.compress(raw, preset=9)) / len(raw), len(raw))
-        uniform = np.full(self.y_BT.shape, math.log(len(nats_V)))
-        return [*self.rows("uniform", uniform), *self.rows("unigram", nats_V[self.y_BT]), xz]
+    def scores(self, nats_BT: np.ndarray) -> list[tuple[str, float, int]]:
+        """(measure, value, n): nats per target over all targets; bits per byte over those that stand for bytes."""
+        count, size = int(self.real_BT.sum()), int(self.size_BT.sum())
+        bits = nats_BT[self.size_BT > 0].sum() / math.log(2)
+        return [("loss", nats_BT.sum() / count, count), ("bpb", bits / max(size, 1), size)]
 
-    def rows(self, who: str, nats_BT: np.ndarray) -> list[Row]:
-        """Nats per token over all tokens; bits per byte over those that stand for bytes."""
-        size_BT = self.bytes_V[self.y_BT]
-        bits, size = nats_BT[size_BT > 0].sum() / math.log(2), size_BT.sum()
-        return [row("loss", who, nats_BT.mean(), nats_BT.size), row("bpb", who, bits / size, size)]
+
+def text_scores(who: str, model: GPT, text: HeldOut) -> list[Row]:
+    """A model's scores on held-out text."""
+    rows = max(1, 2**25 // (text.y_BT.shape[1] * model.vocab_size))  # 128 MiB of logits, or one window's
+    return [row(who, *score) for score in text.measure(model, rows, f"{who}: held-out window")]
+
+
+def baselines(text: HeldOut, tokenizer: Tokenizer, seen_V: np.ndarray) -> list[Row]:
+    """Every token alike; each as often as in training; `xz -9` on the same text."""
+    often = {"uniform": np.ones(len(seen_V)), "unigram": seen_V + 1}
+    costs = {who: -np.log(often_V / often_V.sum())[text.y_BT] for who, often_V in often.items()}
+    raw = tokenizer.decode(text.y_BT[text.size_BT > 0]).encode()
+    xz = row("xz -9", "bpb", 8 * len(lzma.compress(raw, preset=9)) / len(raw), len(raw))
+    return [*(row(who, *score) for who in costs for score in text.scores(costs[who])), xz]
 
 
 def chat_baselines(asked: Row) -> list[Row]:
@@ -92,8 +99,8 @@ def chat_baselines(asked: Row) -> list[Row]:
     right = [choice["correct"] for choice in asked["choices"]]
     constant = max(([n == place for n in right] for place in range(4)), key=sum)
     longest = [max(range(4), key=[*map(len, c["answers"])].__getitem__) == c["correct"] for c in asked["choices"]]
-    rows = share("answer_accuracy", "constant answer", constant) + share("answer_accuracy", "longest answer", longest)
-    refusals = (share(SPOKEN[kind], "always refuses", [True] * len(asked[kind])) for kind in ("harmful", "harmless"))
+    rows = share("constant answer", "answer_accuracy", constant) + share("longest answer", "answer_accuracy", longest)
+    refusals = (share("always refuses", SPOKEN[kind], [True] * len(asked[kind])) for kind in ("harmful", "harmless"))
     return sum(refusals, rows)
 
 
@@ -101,14 +108,14 @@ def chat_scores(who: str, model: GPT, tokenizer: Tokenizer, asked: Row, tokens: 
     """Scores on held-out questions and prompts, and the first greedy replies of each kind as text."""
     steps = batches(f"{who}: question", len(asked["choices"]), 16)
     right = [choose(model, tokenizer, c) == c["correct"] for at in steps for c in asked["choices"][at]]
-    scores, spoken = share("answer_accuracy", who, right), []
+    scores, spoken = share(who, "answer_accuracy", right), []
     for kind, measure in SPOKEN.items():
         prompts, replies = [ask(tokenizer, text) for text in asked[kind]], []
         for at in batches(f"{who}: reply to {kind}", len(prompts), 64):
-            replies += generate(model, prompts[at], tokens, temperature=0, stop=(tokenizer.end, tokenizer.eot))
+            replies += generate(model, prompts[at], tokens, temperature=0, stop=tokenizer.stops)
         said = [tokenizer.decode(ids) for ids in replies]
         formed = [well_formed(tokenizer, ids) for ids in replies]
-        scores += share(measure, who, formed if kind == "prompts" else [bool(REFUSAL.search(text)) for text in said])
+        scores += share(who, measure, formed if kind == "prompts" else [bool(REFUSAL.search(text)) for text in said])
         pairs = zip(asked[kind][:3], said[:3], strict=True)
         spoken += [f"== {who}, {kind} ==\nuser: {question}\nassistant: {answer}" for question, answer in pairs]
     return scores, spoken
@@ -137,9 +144,11 @@ def choose(model: GPT, tokenizer: Tokenizer, choice: Row) -> int:
 
 @torch.inference_mode()
 def nats(model: GPT, x_BT: np.ndarray, y_BT: np.ndarray) -> np.ndarray:
-    """What each next token costs the model: float64 [B, T]."""
+    """What each target costs the model: float64 [B, T], 0 where it is IGNORED."""
     x, y = (torch.from_numpy(ids_BT).to(model.wte.weight.device) for ids_BT in (x_BT, y_BT))
-    costs_N = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none")  # 3.6x faster than [B, V, T]
+    costs_N = F.cross_entropy(
+        model.eval()(x).flatten(0, 1), y.flatten(), reduction="none"
+    )  # 3.6x faster than [B, V, T]
     return costs_N.view(y.shape).double().cpu().numpy()
 
 
@@ -152,13 +161,13 @@ def next_tokens(who: str, model: GPT, tokenizer: Tokenizer, prompt: str) -> list
 
 
 @torch.inference_mode()
-def neighbours(who: str, model: GPT, text: HeldOut, word: str) -> list[Row]:
+def neighbours(who: str, model: GPT, tokenizer: Tokenizer, seen_V: np.ndarray, word: str) -> list[Row]:
     """The tokens, of those seen in training, whose embeddings point most nearly where the word's (mean) does."""
-    own = min((text.tokenizer.encode(form) for form in (f" {word}", word)), key=len)
+    own = min((tokenizer.encode(form) for form in (f" {word}", word)), key=len)
     wte_VC = model.wte.weight.cpu()
     cosine_V = F.cosine_similarity(wte_VC, wte_VC[own].mean(0, keepdim=True))
-    cosine_V[torch.from_numpy(text.counts_V == 0)] = cosine_V[own] = -1
-    return top(text.tokenizer, cosine_V, {"who": who, "word": word}, "cosine")
+    cosine_V[torch.from_numpy(seen_V == 0)] = cosine_V[own] = -1
+    return top(tokenizer, cosine_V, {"who": who, "word": word}, "cosine")
 
 
 def top(tokenizer: Tokenizer, values_V: torch.Tensor, head: Row, name: str) -> list[Row]:
@@ -167,28 +176,28 @@ def top(tokenizer: Tokenizer, values_V: torch.Tensor, head: Row, name: str) -> l
     return [head | {"token": tokenizer.decode([token]), name: round(value, 6)} for value, token in pairs]
 
 
-def share(measure: str, who: str, hits: list[bool], z: float = 1.96) -> list[Row]:
+def share(who: str, measure: str, hits: list[bool], z: float = 1.96) -> list[Row]:
     """How often something held, with Wilson's 95 % interval; no row where nothing was asked."""
     if not hits:
         return []
     n, p = len(hits), sum(hits) / len(hits)
     middle, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return [row(measure, who, p, n, *(max(0.0, end / (1 + z**2 / n)) for end in (middle - reach, middle + reach)))]
+    low, high = (max(0.0, end / (1 + z**2 / n)) for end in (middle - reach, middle + reach))
+    return [row(who, measure, p, n) | {"low": round(low, 6), "high": round(high, 6)}]
 
 
-def row(measure: str, who: str, value: float, n: int, *interval: float) -> Row:
+def row(who: str, measure: str, value: float, n: int) -> Row:
     """One line of the scores; six decimals, so that another number of threads rarely shows."""
-    low, high = (round(bound, 6) for bound in interval) if interval else (None, None)
-    return {"measure": measure, "who": who, "value": round(float(value), 6), "low": low, "high": high, "n": int(n)}
+    return {"measure": measure, "who": who, "value": round(float(value), 6), "low": None, "high": None, "n": n}
 
 
-def batches(what: str, count: int, size: int) -> Iterator[slice]:
-    """Slices of `size`; the first, and one every five seconds, said aloud."""
-    shown = -math.inf
+def batches(what: str, count: int, size: int, silent_s: float = 0) -> Iterator[slice]:
+    """Slices of `size`; after `silent_s` one is said aloud, then one every five seconds."""
+    due = time.monotonic() + silent_s
     for at in range(0, count, size):
-        if time.monotonic() - shown > 5:
+        if time.monotonic() >= due:
             print(f"{what} {at + 1:,} of {count:,}", flush=True)
-            shown = time.monotonic()
+            due = time.monotonic() + 5
         yield slice(at, at + size)
 
 

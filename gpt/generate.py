@@ -116,10 +116,7 @@ def load(folder: Path, device: str) -> tuple[GPT, Tokenizer]:
     """Model and tokenizer of a Checkpoint, or of a Hugging Face folder that `gpt.hf` reads."""
     if (folder / "tokenizer").is_dir():
         return load_model(folder, device), Tokenizer.load(folder / "tokenizer")
-    config, vocab_size, state = from_hf(folder)
-    model = GPT(config, vocab_size)
-    model.load_state_dict(state)
-    return model.to(device).eval(), Tokenizer.load(folder)
+    return from_hf(folder).to(device), Tokenizer.load(folder)
 
 
 def pick_device(device: str) -> str:

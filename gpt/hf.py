@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gpt.checkpoint import load_model
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.model import GPT
@@ -49,12 +50,11 @@ def write_release(folder: Path, checkpoint: Path) -> None:
 
     Generation stops at `<|end|>` (a chat model's turn) and at `<|endoftext|>` (a base model's document).
     """
-    saved = json.loads((checkpoint / "config.json").read_text())
-    model, tokenizer = ModelConfig(**saved["model"]), Tokenizer.load(checkpoint / "tokenizer")
-    config, tensors = to_hf(model, saved["vocab_size"], load_file(checkpoint / "model.safetensors"))
+    model, tokenizer = load_model(checkpoint), Tokenizer.load(checkpoint / "tokenizer")
+    config, tensors = to_hf(model)
     eot, ends = tokenizer.eot, [tokenizer.end, tokenizer.eot]
-    # Without a length of its own, transformers' generate() would stop after 20 tokens.
-    generation = {"bos_token_id": eot, "eos_token_id": ends, "pad_token_id": eot, "max_new_tokens": model.context // 2}
+    room = model.config.context // 2  # without a length of its own, transformers' generate() stops after 20 tokens
+    generation = {"bos_token_id": eot, "eos_token_id": ends, "pad_token_id": eot, "max_new_tokens": room}
     written = {"config": config | {"bos_token_id": eot, "eos_token_id": eot}, "generation_config": generation}
     for name, value in written.items():
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
@@ -64,27 +64,28 @@ def write_release(folder: Path, checkpoint: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def to_hf(config: ModelConfig, vocab_size: int, state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Our state under transformers' names and layout, with the config.json that makes AutoModelForCausalLM load it."""
-    tensors, kv = {}, config.kv_heads * config.head_dim
-    for ours, tensor in state.items():
+def to_hf(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A model as transformers wants it: the config.json by which AutoModelForCausalLM loads it, and its tensors."""
+    config, tensors, kv = model.config, {}, model.config.kv_heads * model.config.head_dim
+    for ours, tensor in model.state_dict().items():
         theirs = _theirs(config, ours)
         rows = {1: len(tensor), 2: config.hidden, 3: [config.width, kv, kv]}[len(theirs)]
         for name, part in zip(theirs, tensor.split(rows), strict=True):
             tensors[name] = _conv1d(config, ours, part).clone(memory_format=torch.contiguous_format)
-    dtype = str(state["wte.weight"].dtype).removeprefix("torch.")
-    return {"architectures": [CLASSES[config.family]], "dtype": dtype} | _config(config, vocab_size), tensors
+    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
+    return {"architectures": [CLASSES[config.family]], "dtype": dtype} | _config(config, model.vocab_size), tensors
 
 
-def from_hf(folder: Path) -> tuple[ModelConfig, int, dict[str, Tensor]]:
-    """Read a GPT-2 or Qwen3 folder: (config, vocabulary size, state).
+def from_hf(folder: Path) -> GPT:
+    """Read a GPT-2 or Qwen3 folder of any precision: the model in float32, in evaluation mode.
 
     UserError when it asks for a computation that neither family has: an approximation would be a broken model.
     """
     given = json.loads((folder / "config.json").read_text())
-    family = next((family for family, fixed in FIXED.items() if fixed["model_type"] == given["model_type"]), None)
+    kind = given.get("model_type")
+    family = next((family for family, fixed in FIXED.items() if fixed["model_type"] == kind), None)
     if family is None:
-        raise UserError(f"{folder}: model_type {given['model_type']!r} cannot be read; gpt2 and qwen3 can")
+        raise UserError(f"{folder}: model_type {kind!r} cannot be read; gpt2 and qwen3 can")
     given = (given.get("rope_parameters") or {}) | given  # rope_theta is on top before transformers 5, inside since
     sizes = {ours: given[theirs] for theirs, ours in _rows(SIZES[family]) if given.get(theirs) is not None}
     settings: dict[str, Any] = {name: sizes[name] for name in ModelConfig.__dataclass_fields__.keys() & sizes}
@@ -93,21 +94,21 @@ def from_hf(folder: Path) -> tuple[ModelConfig, int, dict[str, Tensor]]:
     for key, ours in _config(config, given["vocab_size"]).items():
         if given.get(key) not in (None, ours):
             raise UserError(f"{folder}/config.json: {key} is {given[key]!r}; only {ours!r} can be read for {family}")
-    return config, given["vocab_size"], _state(folder, config, given["vocab_size"])
+    model = GPT(config, given["vocab_size"])
+    model.load_state_dict(_state(folder, model))
+    return model.eval()
 
 
-def _state(folder: Path, config: ModelConfig, vocab_size: int) -> dict[str, Tensor]:
+def _state(folder: Path, model: GPT) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         found |= load_file(file)
     if "wte.weight" in found:  # OpenAI's GPT-2 files name the body's tensors without the prefix
         found = {f"transformer.{name}": tensor for name, tensor in found.items()}
-    with torch.device("meta"):  # names without memory
-        wanted = {ours: _theirs(config, ours) for ours in GPT(config, vocab_size).state_dict()}
+    wanted = {ours: _theirs(model.config, ours) for ours in model.state_dict()}
     if missing := {name for theirs in wanted.values() for name in theirs} - found.keys():
         raise UserError(f"{folder}: no *.safetensors file holds {min(missing)}; is the download whole?")
-    whole = {ours: torch.cat([_conv1d(config, ours, found[name]) for name in wanted[ours]]) for ours in wanted}
-    return {ours: tensor.contiguous() for ours, tensor in whole.items()}
+    return {ours: torch.cat([_conv1d(model.config, ours, found[name]) for name in wanted[ours]]) for ours in wanted}
 
 
 def _theirs(config: ModelConfig, ours: str) -> list[str]:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from gpt import checkpoint
 from gpt.config import ModelConfig, TrainConfig
-from gpt.data import IGNORED, Batch, Conversations, Windows
+from gpt.data import IGNORED, Conversations, Windows
 from gpt.errors import UserError
+from gpt.evaluate import HeldOut
 from gpt.generate import generate, pick_device
 from gpt.journal import Journal
 from gpt.model import GPT
@@ -53,7 +54,6 @@ class Trainer:
     def __init__(self, run: dict[str, Any]) -> None:
         out, self.config, self.device = Path(run["out"]), TrainConfig(**run["train"]), pick_device(run["device"])
         self.checkpoints, self.tokenizer = out / "checkpoints", Tokenizer.load(Path(run["tokenizer"]))
-        self.bytes_V = torch.from_numpy(self.tokenizer.bytes_per_token()).to(self.device)
         self.state = first_state(run, self.config, self.tokenizer)
         torch.manual_seed(self.config.seed)
         model = GPT(ModelConfig(**run["model"]), run["vocab_size"]) if not run["init"] else None
@@ -62,10 +62,11 @@ class Trainer:
         if found := checkpoint.newest(self.checkpoints):
             self.state = checkpoint.restore(found, self.model, self.optimizer, expect=self.state)
         self.first = self.state["step"]
-        note_numerics(out / "logs" / "numerics.json", run, self.device, resumed=self.first > 0)
         self.journal = Journal(out / "logs" / "metrics.jsonl", after_step=self.first or -1)
+        note_numerics(out / "logs" / "numerics.json", run, self.device, resumed=self.first > 0)
         self.data = KINDS[run["task"]][0](Path(run["data"]), self.model.config.context)
-        self.held_out = self.data.held_out(self.config.eval_windows)
+        self.held_out = HeldOut(self.data.held_out(self.config.eval_windows), self.tokenizer.bytes_per_token())
+        self.rows = self.config.micro_batch or self.config.batch
 
     def run(self, stop: Event) -> bool:
         """Steps until the last (True) or until `stop` (False); either way the last step made is in a checkpoint."""
@@ -98,7 +99,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step - 1, c)
         x, y = torch.from_numpy(x_BT).to(self.device), torch.from_numpy(y_BT).to(self.device)
-        loss = backward(self.model.train(), x, y, c.micro_batch or c.batch, targets)
+        loss = backward(self.model.train(), x, y, self.rows, targets)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -127,14 +128,14 @@ class Trainer:
         self.mark, self.counted = time.monotonic(), self.state["tokens"]
 
     def _evaluate(self) -> dict[str, float]:
-        return measure(self.model, self.held_out, self.bytes_V, self.config.micro_batch or self.config.batch)
+        scores = self.held_out.measure(self.model, self.rows, "held-out row", silent_s=5)
+        return {f"val/{name}": value for name, value, _ in scores}
 
     def _sample(self, step: int) -> None:
         """Print what the model says after the first held-out row's question, or at the start of a document."""
-        x_BT, y_BT = self.held_out
-        prompt = x_BT[0, : (y_BT[0] != IGNORED).argmax() + 1].tolist()
-        ends = (self.tokenizer.eot, self.tokenizer.end)
-        ids = generate(self.model, [prompt], 64, temperature=0.8, top_k=50, seeds=[step], stop=ends)[0]
+        prompt = self.held_out.x_BT[0, : self.held_out.real_BT[0].argmax() + 1].tolist()
+        stop = self.tokenizer.stops
+        ids = generate(self.model, [prompt], 64, temperature=0.8, top_k=50, seeds=[step], stop=stop)[0]
         print(f"sample at step {step}: {self.tokenizer.decode([*prompt, *ids])!r}", flush=True)
 
 
@@ -146,20 +147,6 @@ def backward(model: GPT, x_BT: Tensor, y_BT: Tensor, rows: int, targets: int) ->
         loss.backward()
         total += loss.detach()
     return total
-
-
-@torch.no_grad()
-def measure(model: GPT, held_out: Batch, bytes_V: Tensor, rows: int) -> dict[str, float]:
-    """Mean loss in nats, and bits per byte over the targets that stand for bytes (special tokens do not)."""
-    model.eval()
-    nats = text_nats = count = size = 0.0
-    for x_BT, y_BT in zip(*(torch.from_numpy(part).to(bytes_V.device).split(rows) for part in held_out), strict=True):
-        loss_N = F.cross_entropy(model(x_BT).flatten(0, 1), y_BT.flatten(), reduction="none").double()
-        real_N = y_BT.flatten() != IGNORED
-        bytes_N = bytes_V[y_BT.flatten().clamp(min=0)] * real_N
-        nats, count = nats + loss_N.sum().item(), count + real_N.sum().item()
-        text_nats, size = text_nats + loss_N[bytes_N > 0].sum().item(), size + bytes_N.sum().item()
-    return {"val/loss": nats / count, "val/bpb": text_nats / math.log(2) / max(size, 1)}
 
 
 def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -177,7 +164,6 @@ def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) 
 
 def note_numerics(path: Path, run: dict[str, Any], device: str, resumed: bool) -> None:
     """Remember what decides the last bits besides the config; a resume under other numerics says so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     now = {"device": device, "threads": run["threads"], "torch": torch.__version__}
     before = json.loads(path.read_text()) if resumed else now
     if now != before:

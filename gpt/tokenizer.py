@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from functools import cached_property
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -49,10 +48,11 @@ class Tokenizer:
         self.specials = dict(sorted(specials.items(), key=itemgetter(1)))
         self.vocab_size = len(ranks) + len(specials)
         assert {*ranks.values(), *specials.values()} == set(range(self.vocab_size)), "ids have gaps or meet"
-        self.eot, self.end = specials[EOT], specials[END]
+        self.eot, self.end = self.stops = specials[EOT], specials[END]
         self._lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in self.ranks.items())
-        split = PATTERNS[pattern]
-        self._bpe = tiktoken.Encoding("own", pat_str=split, mergeable_ranks=self.ranks, special_tokens=self.specials)
+        # The name of the content: equal digests, equal meaning of every id.
+        self.digest = hashlib.sha256(json.dumps([PATTERNS[pattern], self.specials]).encode() + self._lines).hexdigest()
+        self._bpe = tiktoken.Encoding("own", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=specials)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -86,12 +86,6 @@ class Tokenizer:
         lengths = np.zeros(self.vocab_size, np.int64)
         lengths[list(self.ranks.values())] = [len(token) for token in self.ranks]
         return lengths
-
-    @cached_property
-    def digest(self) -> str:
-        """Name of the content: sha256 over pattern, specials and ranks; equal digests, equal meaning of every id."""
-        head = json.dumps([PATTERNS[self.pattern], self.specials]).encode()
-        return hashlib.sha256(head + self._lines).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write ranks.tiktoken, chat_template.jinja and the five files of a Hugging Face tokenizer.

@@ -7,16 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.data import IGNORED, Conversations, Stream, Windows, batch, first, order, permute, read_shard, write_shard
+from gpt.data import IGNORED, Conversations, Stream, Windows, order, permute, read_shard, write_shard
 from gpt.errors import UserError
 
 
-def stream_of(tmp_path, *lengths):
+def stream_of(tmp_path, *lengths, split="train"):
     numbers, files = np.arange(sum(lengths), dtype=np.uint16), []
     for n, part in enumerate(np.split(numbers, np.cumsum(lengths)[:-1])):
-        write_shard(tmp_path / f"train-{n:05d}.bin", part)
-        files.append(tmp_path / f"train-{n:05d}.bin")
+        files.append(tmp_path / f"{split}-{n:05d}.bin")
+        write_shard(files[-1], part)
     return Stream(files)
+
+
+def windows_of(tmp_path, *lengths, context, held_out=2):
+    stream_of(tmp_path, *lengths)
+    stream_of(tmp_path, held_out, split="val")
+    return Windows(tmp_path, context)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
@@ -60,10 +66,11 @@ def test_another_seed_or_epoch_is_another_order():
 
 
 def test_each_epoch_has_each_window_once_at_its_own_phase(tmp_path):
-    stream, context, windows = stream_of(tmp_path, 40, 0, 61), 10, 9
+    context, windows = 10, 9
+    shards = windows_of(tmp_path, 40, 0, 61, context=context)
     phases = set()
     for epoch in range(8):
-        x, y = batch(stream, seed=7, step=epoch, batch=windows, context=context)
+        x, y = shards.batch(seed=7, step=epoch, rows=windows)
         assert (y == x + 1).all(), "y is the token after each x, across files too"
         phase = x.min()
         assert sorted(x.flatten()) == list(range(phase, phase + windows * context)), (
@@ -74,22 +81,23 @@ def test_each_epoch_has_each_window_once_at_its_own_phase(tmp_path):
 
 
 def test_steps_cut_the_same_order_whatever_the_batch(tmp_path):
-    stream = stream_of(tmp_path, 500)
-    whole = batch(stream, 3, 0, 24, 8)[0]
-    parts = np.concatenate([batch(stream, 3, step, 4, 8)[0] for step in range(6)])
+    shards = windows_of(tmp_path, 500, context=8)
+    whole = shards.batch(3, 0, 24)[0]
+    parts = np.concatenate([shards.batch(3, step, 4)[0] for step in range(6)])
     assert (whole == parts).all()
 
 
 def test_a_stream_of_one_window_still_trains(tmp_path):
-    x, _ = batch(stream_of(tmp_path, 11), 0, 5, 3, 10)
+    x, _ = windows_of(tmp_path, 11, context=10).batch(0, 5, 3)
     assert x.tolist() == [list(range(10))] * 3
 
 
 def test_evaluation_reads_the_first_windows_and_fewer_at_the_end(tmp_path):
-    x, y = first(stream_of(tmp_path, 25), 10, 8)
+    x, y = windows_of(tmp_path, 9, context=8, held_out=25).held_out(10)
     assert x.tolist() == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
     assert y[-1, -1] == 24
-    assert first(stream_of(tmp_path, 5), 10, 8)[0].shape == (1, 4)
+    assert windows_of(tmp_path, 9, context=8, held_out=25).held_out(2)[0].shape == (2, 8)
+    assert windows_of(tmp_path, 9, context=8, held_out=5).held_out(10)[0].shape == (1, 4)
 
 
 def test_too_little_text_is_an_error_with_the_way_out(tmp_path):

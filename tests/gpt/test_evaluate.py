@@ -15,21 +15,22 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from gpt.config import ModelConfig
-from gpt.data import write_shard
+from gpt.data import Windows, write_shard
 from gpt.evaluate import (
     REFUSAL,
     HeldOut,
     ask,
+    baselines,
     chat_baselines,
     choose,
     evaluate,
     neighbours,
     next_tokens,
     share,
+    text_scores,
     well_formed,
 )
 from gpt.generate import generate
-from gpt.loop import measure
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, reserve
 
@@ -64,61 +65,79 @@ def shards(tmp_path):
 
 @pytest.fixture
 def text(shards):
-    return HeldOut(shards, TOKENIZER, 300, 32)
+    return HeldOut(Windows(shards, 32).held_out(300 // 32), TOKENIZER.bytes_per_token())
+
+
+@pytest.fixture
+def seen_V(shards):
+    train = Windows(shards, 32).train
+    return np.bincount(train.read(0, len(train)), minlength=TOKENIZER.vocab_size)
 
 
 def find(rows, measure, who):
     return next(row for row in rows if (row["measure"], row["who"]) == (measure, who))
 
 
-def test_bits_per_byte_are_those_that_the_trainer_reports(model, text):
-    theirs = measure(model, (text.x_BT, text.y_BT), torch.from_numpy(text.bytes_V), rows=3)
-    rows = text.measure("base", model)
-    assert find(rows, "loss", "base")["value"] == pytest.approx(theirs["val/loss"], abs=1e-6)
-    assert find(rows, "bpb", "base")["value"] == pytest.approx(theirs["val/bpb"], abs=1e-6)
+def test_bits_per_byte_are_those_of_a_plain_sum_over_the_text(model, text):
+    with torch.no_grad():
+        logp_BTV = model(torch.from_numpy(text.x_BT)).double().log_softmax(-1)
+    costs = [(-logp_BTV[*at, token].item(), token) for at, token in np.ndenumerate(text.y_BT)]
+    bits = sum(nats for nats, token in costs if token != TOKENIZER.eot) / math.log(2)
+    size = sum(len(TOKENIZER.decode([token])) for _, token in costs if token != TOKENIZER.eot)
+    rows = text_scores("base", model, text)
+    assert find(rows, "loss", "base")["value"] == pytest.approx(sum(nats for nats, _ in costs) / len(costs), abs=1e-5)
+    assert find(rows, "bpb", "base")["value"] == pytest.approx(bits / size, abs=1e-5)
+
+
+def test_the_scores_do_not_depend_on_how_many_rows_go_in_one_pass(model, text):
+    whole, parts = (dict(zip("lb", text.measure(model, rows, "row"), strict=True)) for rows in (9, 2))
+    for name in "lb":
+        assert whole[name][1] == pytest.approx(parts[name][1], abs=1e-6)
 
 
 def test_at_most_the_asked_number_of_tokens_is_read_in_whole_windows(text):
     assert text.y_BT.shape == (9, 32)
 
 
-def test_a_uniform_guess_costs_log2_of_the_vocabulary_and_specials_weigh_nothing(text):
-    found, sizes = find(text.baselines(), "bpb", "uniform"), text.bytes_V[text.y_BT]
+def test_a_uniform_guess_costs_log2_of_the_vocabulary_and_specials_weigh_nothing(text, seen_V):
+    found, sizes = find(baselines(text, TOKENIZER, seen_V), "bpb", "uniform"), TOKENIZER.bytes_per_token()[text.y_BT]
     assert (sizes == 0).sum() == 1, "the separator between the two documents"
     assert found["n"] == sizes.sum()
     assert found["value"] == pytest.approx((sizes > 0).sum() * math.log2(TOKENIZER.vocab_size) / sizes.sum(), abs=1e-6)
 
 
-def test_a_unigram_guess_beats_a_uniform_one_and_an_untrained_model(text, model):
-    rows = text.baselines() + text.measure("untrained", model)
+def test_a_unigram_guess_beats_a_uniform_one_and_an_untrained_model(text, seen_V, model):
+    rows = baselines(text, TOKENIZER, seen_V) + text_scores("untrained", model, text)
     unigram, *others = (find(rows, "bpb", who)["value"] for who in ("unigram", "uniform", "untrained"))
     assert unigram < min(others) - 1, f"{unigram} against {others}"
 
 
 @pytest.mark.skipif(shutil.which("xz") is None, reason="the xz program is not installed")
-def test_the_xz_baseline_is_what_the_program_makes_of_the_same_text(text):
+def test_the_xz_baseline_is_what_the_program_makes_of_the_same_text(text, seen_V):
     raw = TOKENIZER.decode([token for token in text.y_BT.flatten() if token != TOKENIZER.eot]).encode()
     packed = subprocess.run(["xz", "-9", "-T1"], input=raw, capture_output=True, check=True).stdout
-    assert find(text.baselines(), "bpb", "xz -9")["value"] == pytest.approx(8 * len(packed) / len(raw), abs=1e-6)
+    assert find(baselines(text, TOKENIZER, seen_V), "bpb", "xz -9")["value"] == pytest.approx(
+        8 * len(packed) / len(raw), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("hits", "n", "low", "high"), [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (90, 100, 0.8256, 0.9448)]
 )
 def test_wilsons_interval_equals_published_values(hits, n, low, high):
-    (row,) = share("m", "w", [True] * hits + [False] * (n - hits))
+    (row,) = share("w", "m", [True] * hits + [False] * (n - hits))
     assert (row["low"], row["high"]) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
 def test_a_share_lies_in_its_interval_and_the_interval_in_0_to_1(hits):
-    (row,) = share("m", "w", hits)
+    (row,) = share("w", "m", hits)
     assert 0 <= row["low"] <= row["value"] + 1e-6
     assert row["value"] - 1e-6 <= row["high"] <= 1
 
 
 def test_nothing_asked_gives_no_score():
-    assert share("m", "w", []) == []
+    assert share("w", "m", []) == []
 
 
 def test_the_chosen_answer_is_the_likeliest_one_when_each_is_read_alone(model):
@@ -190,12 +209,12 @@ def test_the_first_next_token_is_what_greedy_generation_writes(model):
     assert 0 < sum(values) <= 1
 
 
-def test_the_nearest_neighbour_points_the_same_way_and_was_seen_in_training(model, text):
+def test_the_nearest_neighbour_points_the_same_way_and_was_seen_in_training(model, seen_V):
     word, near, unseen = TOKENIZER.encode(" the")[0], TOKENIZER.encode("q")[0], TOKENIZER.encode("Q")[0]
     with torch.no_grad():
         model.wte.weight[near] = 3 * model.wte.weight[word]
         model.wte.weight[unseen] = model.wte.weight[word]
-    rows = neighbours("base", model, text, "the")
+    rows = neighbours("base", model, TOKENIZER, seen_V, "the")
     assert (rows[0]["token"], rows[0]["cosine"]) == ("q", pytest.approx(1, abs=1e-5))
     assert not {"Q", " the"} & {row["token"] for row in rows}
 

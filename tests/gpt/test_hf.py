@@ -38,7 +38,7 @@ def model(request):
 
 @pytest.fixture
 def folder(model, tmp_path):
-    return save(tmp_path, *to_hf(model.config, VOCAB, model.state_dict()))
+    return save(tmp_path, *to_hf(model))
 
 
 def save(folder, config, tensors):
@@ -78,8 +78,9 @@ def test_transformers_writes_the_same_60_greedy_tokens(model, folder):
 
 
 def test_what_is_written_is_read_back_bit_for_bit(model, folder):
-    config, vocab_size, state = from_hf(folder)
-    assert (config, vocab_size) == (model.config, VOCAB)
+    found = from_hf(folder)
+    assert (found.config, found.vocab_size, found.training) == (model.config, VOCAB, False)
+    state = found.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
@@ -91,20 +92,26 @@ def test_a_folder_that_transformers_wrote_is_read(kind, tmp_path):
     only = {"n_positions": 32} if kind == "GPT2" else {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
     judge = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**small | only)).eval()
     judge.save_pretrained(tmp_path)
-    config, vocab_size, state = from_hf(tmp_path)
-    model = GPT(config, vocab_size).eval()
-    model.load_state_dict(state)
+    model = from_hf(tmp_path)
     ids_BT = torch.arange(32)[None]
     with torch.inference_mode():
         difference = (model(ids_BT) - judge(ids_BT).logits).abs().max().item()
     assert difference <= 1e-5, f"logits differ by {difference}"
 
 
+def test_half_precision_is_read_as_float32(model, tmp_path):
+    config, tensors = to_hf(model)
+    found = from_hf(save(tmp_path, config, {name: tensor.bfloat16() for name, tensor in tensors.items()})).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], tensor.bfloat16().float()), name
+
+
 def test_openais_names_without_prefix_are_read_and_their_mask_buffers_ignored(tmp_path):
     model = GPT(MODELS["gpt2 tied"], VOCAB)
-    config, tensors = to_hf(model.config, VOCAB, model.state_dict())
+    config, tensors = to_hf(model)
     bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    _, _, state = from_hf(save(tmp_path, config, bare | {"h.0.attn.bias": torch.ones(1, 1, 96, 96)}))
+    state = from_hf(save(tmp_path, config, bare | {"h.0.attn.bias": torch.ones(1, 1, 96, 96)})).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
@@ -122,14 +129,20 @@ def test_openais_names_without_prefix_are_read_and_their_mask_buffers_ignored(tm
 )
 def test_a_model_that_computes_something_else_is_refused(family, change, tmp_path):
     model = GPT(MODELS[f"{family} tied"], VOCAB)
-    config, tensors = to_hf(model.config, VOCAB, model.state_dict())
+    config, tensors = to_hf(model)
     with pytest.raises(UserError, match=next(iter(change))):
         from_hf(save(tmp_path, config | change, tensors))
 
 
+def test_a_folder_whose_config_names_no_model_type_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {}, "vocab_size": 5}')
+    with pytest.raises(UserError, match="model_type None cannot be read; gpt2 and qwen3 can"):
+        from_hf(tmp_path)
+
+
 def test_a_folder_that_lacks_a_tensor_is_refused_by_its_name(tmp_path):
     model = GPT(MODELS["modern tied"], VOCAB)
-    config, tensors = to_hf(model.config, VOCAB, model.state_dict())
+    config, tensors = to_hf(model)
     del tensors["model.layers.1.mlp.gate_proj.weight"]
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.gate_proj\.weight"):
         from_hf(save(tmp_path, config, tensors))

@@ -20,7 +20,8 @@ import torch
 from gpt import data
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.loop import backward, measure, train
+from gpt.evaluate import HeldOut
+from gpt.loop import backward, train
 from gpt.model import GPT
 
 RUNNER = """
@@ -197,9 +198,9 @@ def test_bits_per_byte_count_text_only():
     model = GPT(ModelConfig(depth=1, width=16, heads=2, context=8), 4)
     torch.nn.init.zeros_(model.wte.weight)  # every token costs log(4), two bits
     held_out = np.zeros((3, 5), np.int64), np.array([[0, 1, 2, 3, data.IGNORED]] * 3)
-    found = measure(model, held_out, torch.tensor([0, 1, 2, 5]), rows=2)
-    assert found["val/loss"] == pytest.approx(np.log(4))
-    assert found["val/bpb"] == pytest.approx(3 * 2 / 8), "three tokens of 1 + 2 + 5 bytes; token 0 is special"
+    loss, bpb = HeldOut(held_out, np.array([0, 1, 2, 5])).measure(model, 2, "row")
+    assert loss == ("loss", pytest.approx(np.log(4)), 3 * 4)
+    assert bpb == ("bpb", pytest.approx(3 * 2 / 8), 3 * 8), "three tokens of 1 + 2 + 5 bytes; token 0 is special"
 
 
 def test_data_of_another_tokenizer_is_refused(make_run, tmp_path):
