@@ -112,6 +112,53 @@ class TrainConfig:
         _multiple("", self, "batch", "micro_batch")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreferConfig(TrainConfig):
+    """How preferences are learned; a batch counts pairs."""
+
+    beta: float = 0.1
+    """DPO's strength of the reference: higher stays closer to it."""
+    sft_weight: float = 1.0
+    """Weight of the chosen answers' own loss beside DPO's; 0 is plain DPO, under which chosen answers lose too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.beta > 0, f"beta={self.beta} must be positive; try 0.1")
+        _at_least("", self, sft_weight=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlConfig(TrainConfig):
+    """How a model practises on prompts with checkable answers; a batch counts prompts."""
+
+    variant: Literal["grpo", "dr_grpo", "dapo"] = "dapo"
+    """grpo: a mean over completions. dr_grpo: neither length nor deviation divides. dapo: a mean over tokens."""
+    group: int = 8
+    """Completions sampled for each prompt; the reward counts against their mean."""
+    max_new_tokens: int = 24
+    """Tokens after which a completion is cut."""
+    temperature: float = 1.0
+    """Of sampling."""
+    exact: float = 0.0
+    """Reward for a reply that is the answer to the letter."""
+    numeric: float = 1.0
+    """Reward for a reply whose last number equals the answer's last number."""
+    form: float = 0.0
+    """Reward for a reply with a number in it that comes to its end."""
+    beta: float = 0.0
+    """Weight of the KL divergence to the model at the start; 0 leaves it out."""
+    clip: float = 0.2
+    """How far from 1 a token's probability ratio counts."""
+    resample: int = 2
+    """Times that prompts whose completions all earned the same, so teach nothing, are replaced by others."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("", self, group=2, max_new_tokens=1, beta=0, clip=0, resample=0, exact=0, numeric=0, form=0)
+        _check(self.temperature > 0, f"temperature={self.temperature} must be positive; try 1.0")
+        _check(self.exact + self.numeric + self.form > 0, "no reward counts; set one of exact, numeric, form to 1")
+
+
 def _at_least(section: str, config: object, **floors: int) -> None:
     for name, floor in floors.items():
         value = getattr(config, name)

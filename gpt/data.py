@@ -1,6 +1,6 @@
 """Training batches as pure functions of (seed, step): windows of token shards, or conversations.
 
-In: llm.c shards (`train-*.bin`, `val-*.bin`) or a Chats folder. Out: (x, y) int64 arrays [B, T], y the token after each
+In: llm.c shards (`train-*.bin`, `val-*.bin`), a Chats or a Pairs folder. Out: (x, y) int64 arrays [B, T], y the token after each
 x, -100 where there is no loss. No state: a resume at any step reads what an undisturbed run would.
 Format: llm.c's data files. Order: a keyed Feistel permutation (Black and Rogaway 2002) of the samples, one an epoch.
 """
@@ -91,23 +91,27 @@ class Conversations:
         files = [folder / f"{name}.npy" for name in ("ids", "mask", "offsets", "split")]
         self.ids, self.mask, offsets, split = (np.load(file, "r", allow_pickle=False) for file in files)
         self.spans = np.stack([offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + context + 1)], axis=1).tolist()
-        labelled = np.array([self.mask[a + 1 : b].any() for a, b in self.spans], bool)
-        self.train, self.val = (np.flatnonzero(labelled & (split == part)) for part in (0, 1))
+        usable = self._usable(np.diff(offsets) <= context + 1)
+        self.train, self.val = (np.flatnonzero(usable & (split == part)) for part in (0, 1))
         for name, rows in (("training", self.train), ("held-out", self.val)):
             if not len(rows):
                 raise UserError(f"no {name} conversation has an answer within {context} tokens; raise model.context")
-        if not labelled.all():
-            print(f"{(~labelled).sum()} conversations have no answer within {context} tokens: left out", flush=True)
+        if not usable.all():
+            print(f"{(~usable).sum()} conversations have no answer within {context} tokens: left out", flush=True)
+
+    def _usable(self, whole: np.ndarray) -> np.ndarray:
+        """Which rows have something to learn; `whole` says which fit the context."""
+        return np.array([self.mask[a + 1 : b].any() for a, b in self.spans], bool)
 
     def batch(self, seed: int, step: int, rows: int) -> Batch:
         """The conversations of one training step; an epoch has each once."""
-        return self._padded(self.train[order(seed, step, rows, len(self.train))[1]])
+        return self.padded(self.train[order(seed, step, rows, len(self.train))[1]])
 
     def held_out(self, count: int) -> Batch:
         """The first held-out conversations."""
-        return self._padded(self.val[:count])
+        return self.padded(self.val[:count])
 
-    def _padded(self, chosen: np.ndarray) -> Batch:
+    def padded(self, chosen: np.ndarray) -> Batch:
         """Rows as long as the longest; what fills the others up has no loss, and no real token looks at it."""
         spans = [self.spans[row] for row in chosen]
         shape = len(spans), max(b - a for a, b in spans) - 1
@@ -116,6 +120,22 @@ class Conversations:
             x_BT[row, : b - a - 1] = self.ids[a : b - 1]
             y_BT[row, : b - a - 1] = np.where(self.mask[a + 1 : b], self.ids[a + 1 : b].astype(np.int64), IGNORED)
         return x_BT, y_BT
+
+
+class Pairs(Conversations):
+    """A Pairs folder: rows 2i and 2i + 1 are the chosen and the rejected answer to one prompt; both fit the context."""
+
+    def _usable(self, whole: np.ndarray) -> np.ndarray:
+        return np.repeat(whole[::2] & whole[1::2], 2)
+
+    def rows(self, seed: int, step: int, pairs: int) -> np.ndarray:
+        """Row numbers of one step's pairs: all chosen ones, then the rejected ones in the same order."""
+        return both(self.train[::2][order(seed, step, pairs, len(self.train) // 2)[1]])
+
+
+def both(chosen: np.ndarray) -> np.ndarray:
+    """The rows of some chosen answers, then those of their rejected ones."""
+    return np.concatenate([chosen, chosen + 1])
 
 
 def order(seed: int, step: int, batch: int, samples: int) -> tuple[np.ndarray, np.ndarray]:

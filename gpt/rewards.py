@@ -1,14 +1,12 @@
-"""Rewards: plain functions from what a model said to a number; a recipe names them with weights.
+"""Rewards: plain functions from what a model said to a number between 0 and 1; a recipe weighs them by name.
 
-In: the reply as text, the right answer, whether the reply came to its end. Out: 0.0 to 1.0. Nothing is evaluated as
-code: numbers are read by a pattern (GSM8K's, with thousands commas) and compared as decimals.
+In: the reply as text, the right answer, whether the reply came to its end. Nothing is evaluated as code: numbers are
+read by a pattern (thousands commas as in GSM8K) and compared as decimals.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
-
-from gpt.errors import UserError
 
 Reward = Callable[[str, str, bool], float]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -31,19 +29,9 @@ def numeric(reply: str, answer: str, ended: bool) -> float:
 
 
 def form(reply: str, answer: str, ended: bool) -> float:
-    """Whether the reply says something, with a number in it, and comes to its end."""
+    """Whether the reply has a number in it and comes to its end."""
     return float(ended and number(reply) is not None)
 
 
-REWARDS: dict[str, Reward] = {"exact": exact, "numeric": numeric, "format": form}
-
-
-def check(weights: Mapping[str, float]) -> None:
-    """UserError for a name that is no reward."""
-    if odd := weights.keys() - REWARDS.keys():
-        raise UserError(f"rl.rewards: {min(odd)} is no reward; there are {', '.join(REWARDS)}")
-
-
-def reward(weights: Mapping[str, float], reply: str, answer: str, ended: bool) -> float:
-    """The weighted sum."""
-    return sum(weight * REWARDS[name](reply, answer, ended) for name, weight in weights.items())
+REWARDS: dict[str, Reward] = {"exact": exact, "numeric": numeric, "form": form}
+"""By the field of RlConfig that weighs each."""

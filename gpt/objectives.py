@@ -1,0 +1,186 @@
+"""What a kind of training learns from: the gradient of a step, and what is measured on held-out data.
+
+In: the run (see gpt/train.py), its config, its model. Out, for gpt/loop.py: `backward` (loss, targets, other numbers),
+`measure` (held-out numbers, the headline first), `prompt` (where a sample starts). All are pure functions of the step.
+Methods: next-token prediction; DPO (Rafailov et al. 2023), with the chosen answers' own loss beside it (RPO, Pang 2024).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt.checkpoint import load_model
+from gpt.config import PreferConfig, TrainConfig
+from gpt.data import IGNORED, Batch, Conversations, Pairs, Windows, both
+from gpt.evaluate import HeldOut
+from gpt.generate import generate
+from gpt.losses import dpo, log_probs
+from gpt.model import GPT
+from gpt.tokenizer import Tokenizer
+
+# B batch, T time
+Numbers = dict[str, float]
+Step = tuple[Tensor, int, dict[str, Tensor]]
+"""Loss (detached, still on the device), targets learned from, other numbers of the step."""
+REPLIES, REPLY_TOKENS = 32, 64
+
+
+class Objective(Protocol):
+    """What the loop asks of a kind of training."""
+
+    def backward(self, step: int) -> Step:
+        """Add the gradient of step number `step` (from 0)."""
+        ...
+
+    def measure(self) -> Numbers:
+        """`val/` names to values on held-out data, the headline first."""
+        ...
+
+    def prompt(self) -> list[int]:
+        """Ids to sample from."""
+        ...
+
+
+class NextToken:
+    """The next token: of every token of a stream (pretrain), of the assistant's in a conversation (sft)."""
+
+    def __init__(self, run: dict[str, Any], config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> None:
+        kind = Windows if run["task"] == "pretrain" else Conversations
+        self.config, self.model, self.data = config, model, kind(Path(run["data"]), model.config.context)
+        self.held_out = HeldOut(self.data.held_out(config.eval_windows), tokenizer.bytes_per_token())
+
+    def backward(self, step: int) -> Step:
+        """The mean loss over all targets of the batch, `micro_batch` sequences at a time."""
+        x_BT, y_BT = on(self.model, self.data.batch(self.config.seed, step, self.config.batch))
+        total, targets = torch.zeros((), device=x_BT.device), int((y_BT != IGNORED).sum())
+        rows = self.config.micro_batch or self.config.batch
+        for x, y in zip(x_BT.split(rows), y_BT.split(rows), strict=True):
+            costs = F.cross_entropy(self.model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
+            (costs / targets).backward()
+            total += costs.detach() / targets
+        return total, targets, {}
+
+    def measure(self) -> Numbers:
+        """Nats a target and bits a byte."""
+        rows = self.config.micro_batch or self.config.batch
+        scores = self.held_out.measure(self.model, rows, "held-out row", silent_s=5)
+        return {f"val/{name}": value for name, value, _ in scores}
+
+    def prompt(self) -> list[int]:
+        """The first held-out row's question, or the start of a document."""
+        return self.held_out.x_BT[0, : self.held_out.real_BT[0].argmax() + 1].tolist()
+
+
+class Preference:
+    """Chosen answers over rejected ones, against a reference whose log-probabilities are computed once."""
+
+    def __init__(self, run: dict[str, Any], config: PreferConfig, model: GPT, tokenizer: Tokenizer) -> None:
+        self.config, self.model, self.tokenizer, self.init = config, model, tokenizer, Path(run["init"])
+        self.data = Pairs(Path(run["data"]), model.config.context)
+        self.reference = remembered(Path(run["out"]) / "checkpoints", self._reference)
+
+    def _reference(self) -> np.ndarray:
+        """The first model's log-probability of every usable answer, float32 [rows]; others 0."""
+        reference, values = load_model(self.init, str(device_of(self.model))), np.zeros(len(self.data.spans), np.float32)
+        for rows in np.array_split(np.concatenate([self.data.train, self.data.val]), len(self.data.spans) // 64 + 1):
+            values[rows] = self._answers(reference, rows)[0].cpu()
+        return values
+
+    @torch.no_grad()
+    def _answers(self, model: GPT, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(log-probability, tokens) of each row's answer."""
+        x_BT, y_BT = on(model, self.data.padded(rows))
+        return log_probs(model.eval(), x_BT, y_BT).sum(1), (y_BT != IGNORED).sum(1)
+
+    def backward(self, step: int) -> Step:
+        """DPO's mean over pairs plus the weighted mean loss of the chosen answers' tokens."""
+        c = self.config
+        rows = self.data.rows(c.seed, step, c.batch)
+        parts = np.split(np.arange(c.batch), range(c.micro_batch or c.batch, c.batch, c.micro_batch or c.batch))
+        learned = sum(int((self.data.padded(rows[part])[1] != IGNORED).sum()) for part in parts)
+        total, numbers = torch.zeros((), device=device_of(self.model)), dict[str, Tensor]()
+        for part in parts:
+            chosen = rows[part]
+            x_BT, y_BT = on(self.model, self.data.padded(both(chosen)))
+            policy_B = log_probs(self.model, x_BT, y_BT).sum(1)
+            reference_B = torch.from_numpy(self.reference[both(chosen)]).to(policy_B)
+            losses, own = dpo(policy_B, reference_B, c.beta), -policy_B[: len(part)].sum() / learned
+            loss = losses.sum() / c.batch + c.sft_weight * own
+            loss.backward()
+            total += loss.detach()
+            won = (losses.detach() < np.log(2)).float().sum() / c.batch
+            numbers["train/pair_accuracy"] = numbers.get("train/pair_accuracy", 0) + won
+        return total, learned, numbers
+
+    def measure(self) -> Numbers:
+        """On held-out pairs: how often and how far the chosen answer gained on the rejected; its log-probability.
+
+        On replies to their prompts: length in tokens, and the KL divergence to the reference in nats a reply.
+        """
+        rows = both(self.data.val[::2][: self.config.eval_windows])
+        chunks = [self._answers(self.model, part)[0] for part in np.array_split(rows, len(rows) // 64 + 1)]
+        policy_B = torch.cat(chunks).cpu()
+        chosen, rejected = (policy_B - torch.from_numpy(self.reference[rows])).chunk(2)
+        margin = self.config.beta * (chosen - rejected)
+        accuracy = (margin > 0).float().mean() + (margin == 0).float().mean() / 2  # at the start all are ties
+        shifts = {"chosen_logp": policy_B.chunk(2)[0].mean(), "margin": margin.mean()}
+        measured = {"val/pair_accuracy": accuracy, **{f"val/{name}": value for name, value in shifts.items()}}
+        return {name: float(value) for name, value in measured.items()} | self._replies()
+
+    def _replies(self) -> Numbers:
+        prompts = [self._asked(row) for row in self.data.val[::2][: min(REPLIES, self.config.eval_windows)]]
+        room = min(REPLY_TOKENS, self.model.config.context - max(map(len, prompts)))
+        replies = generate(self.model, prompts, max(1, room), stop=self.tokenizer.stops)
+        x_BT, y_BT = on(self.model, padded(prompts, replies))
+        reference = load_model(self.init, str(device_of(self.model)))
+        with torch.no_grad():
+            gain_BT = log_probs(self.model.eval(), x_BT, y_BT) - log_probs(reference, x_BT, y_BT)
+        kl, length = gain_BT.sum().item() / len(replies), sum(map(len, replies)) / len(replies)
+        return {"val/kl": kl, "val/length": length}
+
+    def _asked(self, row: int) -> list[int]:
+        begin, end = self.data.spans[row]
+        return self.data.ids[begin : begin + int(self.data.mask[begin:end].argmax())].tolist()
+
+    def prompt(self) -> list[int]:
+        """The first held-out prompt."""
+        return self._asked(self.data.val[0])
+
+
+def device_of(model: GPT) -> torch.device:
+    """Where the model's weights are."""
+    return model.wte.weight.device
+
+
+def on(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A batch where the model is."""
+    x_BT, y_BT = (torch.from_numpy(part).to(device_of(model)) for part in batch)
+    return x_BT, y_BT
+
+
+def padded(prompts: list[list[int]], answers: list[list[int]]) -> Batch:
+    """Prompts with their answers as a batch, targets on the answers alone."""
+    time = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
+    x_BT, y_BT = np.zeros((len(prompts), time), np.int64), np.full((len(prompts), time), IGNORED)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids = np.array([*prompt, *answer])
+        x_BT[row, : len(ids) - 1] = ids[:-1]
+        y_BT[row, len(prompt) - 1 : len(ids) - 1] = answer
+    return x_BT, y_BT
+
+
+def remembered(folder: Path, make: Any) -> np.ndarray:
+    """What `make` gives, kept in a file that is named by its content: a torn or changed one is made again."""
+    for file in folder.glob("reference-*.npy"):
+        if file.stem.endswith(hashlib.sha256(file.read_bytes()).hexdigest()[:16]):
+            return np.load(file, allow_pickle=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    values, work = make(), folder / "reference.tmp.npy"
+    np.save(work, values)
+    work.replace(folder / f"reference-{hashlib.sha256(work.read_bytes()).hexdigest()[:16]}.npy")
+    return values
