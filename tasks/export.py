@@ -48,14 +48,11 @@ def compare(release: Path, checkpoint: Path, greedy_tokens: int) -> tuple[float,
     import transformers
     from transformers.utils import logging
 
-    from gpt.checkpoint import load_model
-    from gpt.generate import generate
-    from gpt.tokenizer import Tokenizer as Loaded
+    from gpt.generate import generate, load
 
     logging.disable_progress_bar()
-    ours, words = load_model(checkpoint), Loaded.load(checkpoint / "tokenizer")
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(release, output_loading_info=True)
-    theirs, loading = loaded
+    ours, words = load(checkpoint, "cpu")
+    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(release, output_loading_info=True)
     auto: Any = transformers.AutoTokenizer.from_pretrained(release)
     pairs = {"tensors": ([], [name for kind in loading.values() for name in kind])}
     for text in TEXTS.split("¦"):
