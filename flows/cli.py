@@ -16,6 +16,7 @@ from typer import Argument, Exit, Option, Typer, echo
 from gpt.errors import UserError
 
 if TYPE_CHECKING:
+    from flows.pipeline import Recipe
     from tasks.stage import Session
     from tasks.store import Store
 
@@ -36,26 +37,20 @@ Gpus = Annotated[str, Option(help="Hardware to plan for, such as 8xH100; default
 PrefectPort = Annotated[int | None, Option(help="Default 4200, or any free port.")]
 MlflowPort = Annotated[int | None, Option(help="Default 5000, or any free port.")]
 Yes = Annotated[bool, Option("--yes", help="Really remove; else only list.")]
-File = Annotated[Path, Argument(exists=True, dir_okay=False)]
 
 
 def main() -> None:
-    """Run the command; a UserError is one line and exit code 2."""
-    talk()
-    try:
-        app()
-    except UserError as error:
-        echo(f"error: {error}", err=True)
-        sys.exit(2)
-
-
-def talk() -> None:
-    """Lines of the stages on stderr, with the time of day."""
+    """Run the command; what stages say goes to stderr with the time of day; a UserError is one line and exit code 2."""
     log, handler = logging.getLogger("gptloom"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+    try:
+        app()
+    except UserError as error:
+        echo(f"error: {error}", err=True)
+        sys.exit(2)
 
 
 def store_at(folder: Path | None, writes: bool = False) -> "Store":
@@ -74,6 +69,16 @@ def store_at(folder: Path | None, writes: bool = False) -> "Store":
     return store
 
 
+def recipe_of(name: str, overrides: list[str] | None) -> "Recipe":
+    """A command's recipe; the servers come first, because Prefect reads its settings, telemetry's too, on import."""
+    from flows.servers import connect
+
+    connect()
+    from flows.recipe import load
+
+    return load(name, overrides or [])
+
+
 @app.command()
 def run(
     recipe: RecipeName,
@@ -87,15 +92,11 @@ def run(
 ) -> None:
     """Run a recipe: every stage that is not in the store yet."""
     echo(f"gptloom: {recipe}", err=True)
-    from flows.servers import connect
-
-    connect()
-    from flows import run as runner
-    from flows.recipe import load
-
     seen: list[Session] = []
     try:
-        loaded, at = load(recipe, set_ or []), store_at(store, writes=True)
+        loaded, at = recipe_of(recipe, set_), store_at(store, writes=True)
+        from flows import run as runner
+
         runner.run(loaded, at, until=until, start=from_, only=only, force=force or [], report=seen.append)
     finally:
         if as_json:
@@ -129,15 +130,11 @@ def demo(store: StoreDir = None) -> None:
 @app.command()
 def show(recipe: RecipeName = "demo", set_: Sets = None, store: StoreDir = None, config: Whole = False) -> None:
     """The stages of a recipe and whether the store has them."""
-    from flows.servers import connect
-
-    connect()
     import yaml
 
-    from flows.recipe import load
+    loaded = recipe_of(recipe, set_)
     from flows.run import look
 
-    loaded = load(recipe, set_ or [])
     whole = yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     echo(whole if config else table(look(loaded, store_at(store))))
 
@@ -154,10 +151,10 @@ def presets() -> None:
 @app.command()
 def plan(recipe: RecipeName = "demo", set_: Sets = None, gpus: Gpus = "") -> None:
     """Tokens, parameters, FLOPs, time and memory before anything runs."""
+    loaded = recipe_of(recipe, set_)
     from flows.plan import plan as lines
-    from flows.recipe import load
 
-    for line in lines(load(recipe, set_ or []), gpus):
+    for line in lines(loaded, gpus):
         echo(line)
 
 
@@ -292,7 +289,7 @@ def shards_text(ref: str = "shard", split: str = "train", store: StoreDir = None
 
 
 @shards_app.command("inspect")
-def shards_inspect(file: File) -> None:
+def shards_inspect(file: Annotated[Path, Argument(exists=True, dir_okay=False)]) -> None:
     """The header and counts of one shard file."""
     from tasks import shard
 

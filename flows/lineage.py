@@ -17,14 +17,11 @@ Tree = dict[str, Any]
 def from_store(store: Store, ref: str, digest: str = "") -> Tree:
     """The tree of an artifact in the store."""
     path, manifest = store.find(ref, digest)
-    sources = path / "logs" / "sources.json"
-    return {
-        "artifact": f"{manifest['stage']}:{manifest['key']}",
-        "digest": manifest["digest"],
-        "run": manifest["tracking"].get("run", ""),
-        "sources": json.loads(sources.read_text()) if sources.exists() else [],
-        "inputs": [from_store(store, f"{i['stage']}:{i['key']}", i["digest"]) for i in manifest["inputs"].values()],
-    }
+    name, run = f"{manifest['stage']}:{manifest['key']}", manifest["tracking"].get("run", "")
+    file = path / "logs" / "sources.json"
+    sources = json.loads(file.read_text()) if file.exists() else []
+    inputs = [from_store(store, f"{i['stage']}:{i['key']}", i["digest"]) for i in manifest["inputs"].values()]
+    return {"artifact": name, "digest": manifest["digest"], "run": run, "sources": sources, "inputs": inputs}
 
 
 def from_mlflow(ref: str, uri: str) -> Tree:
@@ -40,13 +37,13 @@ def logged_model(ref: str, uri: str) -> tuple[Any, Any]:
     client = MlflowClient(uri, uri)
     name, _, alias = ref.removeprefix("models:/").partition("@")
     try:
-        if alias:
-            version = client.get_model_version_by_alias(name, alias)
-        else:
-            version = client.get_model_version(*name.split("/", 1))
+        version = (
+            client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(*name.split("/"))
+        )
     except (MlflowException, TypeError) as error:
-        newest = "`models:/gptloom@challenger` is the newest export"
-        raise UserError(f"{ref}: no such registered model or alias; {newest}") from error
+        raise UserError(
+            f"{ref}: no such registered model or alias; models:/gptloom@challenger is the newest"
+        ) from error
     return client, client.get_logged_model(str(version.source).removeprefix("models:/"))
 
 
@@ -60,13 +57,10 @@ def _walk(client: Any, run_id: str, seen: dict[str, Tree]) -> Tree:
             data[{tag.key: tag.value for tag in chip.tags}["mlflow.data.context"]].append(chip.dataset)
         above = {client.get_logged_model(model.model_id).source_run_id for model in run.inputs.model_inputs}
         above |= {_maker(client, run.info.experiment_id, d.name, d.digest) for d in data["input"]}
-        seen[run_id] = {
-            "artifact": f"{stage}:{tags['artifact.key']}",
-            "digest": tags.get(f"artifact.out.{stage}", ""),
-            "run": run_id,
-            "sources": [{"path": json.loads(d.source)["uri"], "digest": d.digest} for d in data["source"]],
-            "inputs": [_walk(client, parent, seen) for parent in sorted(above)],
-        }
+        name, digest = f"{stage}:{tags['artifact.key']}", tags.get(f"artifact.out.{stage}", "")
+        sources = [{"path": json.loads(d.source)["uri"], "digest": d.digest} for d in data["source"]]
+        inputs = [_walk(client, parent, seen) for parent in sorted(above)]
+        seen[run_id] = {"artifact": name, "digest": digest, "run": run_id, "sources": sources, "inputs": inputs}
     return seen[run_id]
 
 

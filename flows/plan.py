@@ -14,14 +14,14 @@ from gpt.config import ModelConfig
 from gpt.errors import UserError
 from tasks.sources import find
 
-# Dense bf16 peaks from the makers' data sheets.
 PEAK_TFLOPS = {"A100": 312, "L40S": 362, "H100": 989, "H200": 989, "B200": 2250, "RTX4090": 165}
-# Share of the peak that training reaches: nanochat 0.41 to 0.50, llm.c 0.40 (124M) to 0.50 (1558M) on H100.
+"""Dense bf16 peaks from the makers' data sheets."""
 GPU_SHARE = 0.4
-# Share of the measured matrix-product rate that our loop reaches on two Zen 4 cores at the demo's size.
+"""Share of the peak that training reaches: nanochat 0.41 to 0.50, llm.c 0.40 (124M) to 0.50 (1558M) on H100."""
 CPU_SHARE = 0.45
-# English prose and code; other scripts take more tokens.
+"""Share of the measured matrix-product rate that our loop reaches on two Zen 4 cores at the demo's size."""
 BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.9, "characters": 1.0}
+"""English prose and code; other scripts take more tokens."""
 VOCABULARY = {"gpt2": 50_261, "cl100k_base": 100_281, "o200k_base": 200_023, "characters": 400}
 
 

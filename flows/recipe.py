@@ -40,9 +40,9 @@ def yaml_of(name: str) -> dict[str, Any]:
     try:
         given = yaml.safe_load(path.read_text()) or {}
     except OSError as error:  # not there, a folder, unreadable, or no name that a file could have
-        close = difflib.get_close_matches(name, presets(), 1) or ["demo"]
-        way = f"did you mean {close[0]}? `gptloom presets` lists them"
-        raise UserError(f"{name}: neither a preset nor a file; {way}") from error
+        near, *_ = difflib.get_close_matches(name, presets(), 1) or ["demo"]
+        problem = f"{name}: neither a preset nor a file; did you mean {near}? `gptloom presets` lists them"
+        raise UserError(problem) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name} line {mark.line + 1}" if mark else name

@@ -98,11 +98,10 @@ def await_answers(servers: dict[str, Server]) -> None:
     start, shown = time.monotonic(), 0.0
     for name, server in servers.items():
         while not server.healthy:
-            waited, logs = time.monotonic() - start, home() / "logs"
-            if not server.alive:
-                raise UserError(f"{name} stopped while starting; its log says why: {logs / name}.log")
-            if waited > 120:
-                raise UserError(f"{name} does not answer after {waited:.0f} s; see {logs}; then `gptloom down`")
+            waited = time.monotonic() - start
+            if waited > 120 or not server.alive:
+                what = "does not answer" if server.alive else "stopped"
+                raise UserError(f"{name} {what} after {waited:.0f} s; its log says why: {home() / 'logs' / name}.log")
             if waited > shown + 5:
                 shown = waited
                 say(f"waiting for {name} ({waited:.0f} s; the first start makes the databases)")
@@ -138,12 +137,11 @@ def down() -> list[str]:
         with suppress(psutil.Error):  # it may end by itself meanwhile
             parent = psutil.Process(server.pid)
             processes += [*parent.children(recursive=True), parent]
-    for process in processes:
-        with suppress(psutil.Error):
-            process.terminate()
-    for process in psutil.wait_procs(processes, timeout=10)[1]:
-        with suppress(psutil.Error):
-            process.kill()
+    for end, grace_s in ((psutil.Process.terminate, 10), (psutil.Process.kill, 1)):
+        for process in processes:
+            with suppress(psutil.Error):
+                end(process)
+        processes = psutil.wait_procs(processes, grace_s)[1]
     return list(servers)
 
 

@@ -16,6 +16,7 @@ from tasks.stage import stage
 from tasks.trainer import program
 
 Rows = list[dict[str, Any]]
+Talks = Chats | None  # a recipe may do without
 
 
 class Evaluate(Config):
@@ -37,19 +38,12 @@ class Evaluate(Config):
 
 @stage(Scores, version="1")
 def evaluate(
-    out: Path,
-    config: Evaluate,
-    model: Checkpoint,
-    base: Checkpoint,
-    shards: Shards,
-    chats: Chats | None,
-    tokenizer: Tokenizer,
+    out: Path, config: Evaluate, model: Checkpoint, base: Checkpoint, shards: Shards, chats: Talks, tokenizer: Tokenizer
 ) -> Metrics:
     """Score base and final model on held-out text and questions, beside an untrained twin and trivial baselines."""
     models = {"base": str(base.path)} | ({model.stage: str(model.path)} if model.digest != base.digest else {})
-    inputs = {"tokenizer": tokenizer, "shards": shards, "chats": chats}
-    paths = {name: str(artifact.path) if artifact else None for name, artifact in inputs.items()}
-    program("gpt.evaluate", out, {"models": models, "config": config.model_dump(), **paths})
+    data = {"tokenizer": str(tokenizer.path), "shards": str(shards.path), "chats": str(chats.path) if chats else None}
+    program("gpt.evaluate", out, {"models": models, "config": config.model_dump(), **data})
     tables = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     report(out, tables, list(models))
     return metrics(tables["scores"], list(models)[-1])

@@ -23,7 +23,8 @@ from gpt.errors import UserError
 from tasks.artifacts import Config, Metrics
 from tasks.runtime import runtime, say
 
-GRACE_S = 15.0  # what a child has to save a checkpoint when its stage ends early
+GRACE_S = 15.0
+"""What a child has to save a checkpoint when its stage ends early."""
 PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
