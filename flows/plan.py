@@ -4,7 +4,7 @@ In: a recipe and the hardware's name. Out: lines of text. Method: FLOPs per toke
 x width x context (PaLM, appendix B); time = FLOPs over peak x utilisation, a CPU's peak measured by a matrix product.
 """
 
-import time
+import timeit
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,7 +33,7 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     tokens = size / BYTES_PER_TOKEN[name]
     model, vocab = recipe.pretrain.model, VOCABULARY.get(name, recipe.tokenizer.vocab_size)
     matrices, vectors = parameters(model, vocab)
-    per_token = flops_per_token(model, matrices)
+    per_token = 6 * matrices + 12 * model.depth * model.width * model.context  # forward and backward
     steps = [("pretrain", recipe.pretrain)] + ([("sft", recipe.sft)] if recipe.sft else [])
     tflops, where = rate(gpus)
     yield f"corpus     {size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens ({name})"
@@ -56,15 +56,9 @@ def parameters(model: ModelConfig, vocab: int) -> tuple[int, int]:
     kv = model.kv_heads * model.head_dim
     mlp = (3 if model.family == "modern" else 2) * model.width * model.hidden
     blocks = model.depth * (model.width * (2 * model.width + 2 * kv) + mlp)
-    lookups = (0 if model.tied else vocab * model.width) + (
-        model.context * model.width if model.family == "gpt2" else 0
-    )
-    return blocks + vocab * model.width, lookups
-
-
-def flops_per_token(model: ModelConfig, matrices: int) -> float:
-    """Forward and backward."""
-    return 6 * matrices + 12 * model.depth * model.width * model.context
+    head = vocab * model.width
+    positions = model.context * model.width if model.family == "gpt2" else 0
+    return blocks + head, positions + (0 if model.tied else head)
 
 
 def rate(gpus: str) -> tuple[float, str]:
@@ -80,12 +74,8 @@ def rate(gpus: str) -> tuple[float, str]:
 
 def cpu_tflops() -> float:
     """The best of a few fp32 matrix products of the size a small model has."""
-    a, b, best = np.ones((4096, 512), np.float32), np.ones((512, 2048), np.float32), 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ b
-        best = max(best, 2 * 4096 * 512 * 2048 / (time.perf_counter() - start) / 1e12)
-    return best
+    a, b = np.ones((4096, 512), np.float32), np.ones((512, 2048), np.float32)
+    return 2 * 4096 * 512 * 2048 / min(timeit.repeat(lambda: a @ b, number=1)) / 1e12
 
 
 def span(seconds: float) -> str:

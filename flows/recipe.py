@@ -5,25 +5,21 @@ In: a name or path and overrides. Out: a checked `Recipe`, or a UserError that n
 
 import difflib
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from flows.pipeline import Recipe
 from gpt.errors import UserError
 
+PRESETS = Path(__file__).parent / "presets"
+
 
 def presets() -> dict[str, str]:
     """Name -> first comment line of every preset that ships with gptloom."""
-    found = {
-        p.name.removesuffix(".yaml"): p.read_text()
-        for p in files("flows.presets").iterdir()
-        if p.name.endswith(".yaml")
-    }
-    return {name: text.splitlines()[0].lstrip("# ") for name, text in sorted(found.items())}
+    return {path.stem: path.read_text().splitlines()[0].lstrip("# ") for path in sorted(PRESETS.glob("*.yaml"))}
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -40,25 +36,21 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def yaml_of(name: str) -> dict[str, Any]:
     """The mapping in a recipe file or preset."""
-    path = files("flows.presets") / f"{name}.yaml" if name in presets() else Path(name)
-    if not path.is_file():
-        close = difflib.get_close_matches(name, presets(), 1) or ["demo"]
-        raise UserError(f"{name}: neither a preset nor a file; did you mean {close[0]}? `gptloom presets` lists them")
+    path = PRESETS / f"{name}.yaml" if name in presets() else Path(name)
     try:
         given = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:  # not there, a folder, unreadable, or no name that a file could have
+        near, *_ = difflib.get_close_matches(name, presets(), 1) or ["demo"]
+        problem = f"{name}: neither a preset nor a file; did you mean {near}? `gptloom presets` lists them"
+        raise UserError(problem) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = (
-            f" line {error.problem_mark.line + 1}"
-            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark
-            else ""
-        )
-        raise UserError(f"{name}{where}: not valid YAML; a recipe is `stage: {{field: value}}` lines") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name} line {mark.line + 1}" if mark else name
+        raise UserError(f"{where}: not valid YAML; a recipe is `stage: {{field: value}}` lines") from error
     if not isinstance(given, dict):
         raise UserError(f"{name}: a recipe is a mapping of stages to settings, this is a {type(given).__name__}")
     if odd := [key for key in given if not isinstance(key, str)]:
-        raise UserError(
-            f"{name}: the key {odd[0]!r} is no text; quote it (YAML reads on, off, yes and no as truth values)"
-        )
+        raise UserError(f"{name}: the key {odd[0]!r} is no text; quote it (on, off, yes, no are truth values in YAML)")
     return given
 
 
@@ -100,4 +92,4 @@ def fields_at(path: Sequence[str]) -> list[str]:
     at: Any = Recipe()
     for name in path:
         at = getattr(at, name, None)
-    return list(type(at).model_fields if isinstance(at, BaseModel) else getattr(at, "__dataclass_fields__", {}))
+    return list(getattr(at, "__dict__", {}))

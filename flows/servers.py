@@ -6,19 +6,20 @@ In: `gptloom up | down | status`. Out: `.gptloom/servers.json` (`$GPTLOOM_HOME`)
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from socket import create_server
+from subprocess import DEVNULL, Popen
+from urllib.request import urlopen
 
 import psutil
 
 from gpt.errors import UserError
 from tasks.runtime import say
+from tasks.store import locked
 
 QUIET = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -52,19 +53,16 @@ class Server:
     def alive(self) -> bool:
         """Whether the process that `up` started still runs."""
         with suppress(psutil.Error):
-            return abs(psutil.Process(self.pid).create_time() - self.began) < 1 and not _is_zombie(self.pid)
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.began) < 1 and process.status() != psutil.STATUS_ZOMBIE
         return False
 
     @property
     def healthy(self) -> bool:
         """Whether it answers."""
-        with suppress(OSError), urllib.request.urlopen(self.url + HEALTH[self.name], timeout=2) as answer:
+        with suppress(OSError), urlopen(self.url + HEALTH[self.name], timeout=2) as answer:
             return answer.status == 200
         return False
-
-
-def _is_zombie(pid: int) -> bool:
-    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def home() -> Path:
@@ -74,52 +72,53 @@ def home() -> Path:
 
 def known() -> dict[str, Server]:
     """The servers that `up` noted and that still run."""
-    try:
-        servers = [Server(**s) for s in json.loads((home() / "servers.json").read_text())]
-    except (OSError, ValueError, TypeError):  # none, or torn by a crash
-        servers = []
-    return {s.name: s for s in servers if s.alive}
+    with suppress(OSError, ValueError, TypeError):  # no note, or one torn by a crash
+        noted = [Server(**fields) for fields in json.loads((home() / "servers.json").read_text())]
+        return {server.name: server for server in noted if server.alive}
+    return {}
 
 
-def up(ports: dict[str, int | None], timeout_s: float = 120.0) -> dict[str, Server]:
-    """Start what does not run yet and wait until both answer."""
-    servers = known()
-    for name in PORTS:
-        if name not in servers:
-            servers[name] = start(name, ports.get(name) or free_port(PORTS[name]))
+def up(ports: dict[str, int | None]) -> dict[str, Server]:
+    """Start what does not run yet, each server at its given port or at any free one, and wait until both answer."""
+    with locked(home() / "lock", "another `gptloom up` is at work; waiting for it"):
+        servers = known()
+        for name, server in servers.items():
+            if (port := ports.get(name)) and not server.url.endswith(f":{port}"):
+                raise UserError(f"{name} already runs at {server.url}; stop it with `gptloom down`, or name no port")
+        free = {name: free_port(usual, ports.get(name)) for name, usual in PORTS.items() if name not in servers}
+        for name, port in free.items():
+            servers[name] = start(name, port)
             note(servers)
-    began = shown = time.monotonic()
-    while not_yet := [s for s in servers.values() if not s.healthy]:
-        if dead := [s.name for s in not_yet if not s.alive]:
-            raise UserError(f"{dead[0]} stopped while starting; its log says why: {home() / 'logs' / dead[0]}.log")
-        if time.monotonic() - began > timeout_s:
-            raise UserError(
-                f"{not_yet[0].name} does not answer after {timeout_s:.0f} s; see {home() / 'logs'}; then `gptloom down`"
-            )
-        if time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            names = ", ".join(s.name for s in not_yet)
-            say(f"waiting for {names} ({shown - began:.0f} s; the first start makes the databases)")
-        time.sleep(0.3)
+    await_answers(servers)
     return servers
+
+
+def await_answers(servers: dict[str, Server]) -> None:
+    """Return when every server answers; UserError for one that stops, or that takes over two minutes."""
+    start, shown = time.monotonic(), 0.0
+    for name, server in servers.items():
+        while not server.healthy:
+            waited = time.monotonic() - start
+            if waited > 120 or not server.alive:
+                what = "does not answer" if server.alive else "stopped"
+                raise UserError(f"{name} {what} after {waited:.0f} s; its log says why: {home() / 'logs' / name}.log")
+            if waited > shown + 5:
+                shown = waited
+                say(f"waiting for {name} ({waited:.0f} s; the first start makes the databases)")
+            time.sleep(0.3)
 
 
 def start(name: str, port: int) -> Server:
     """Start one server in a session of its own, on loopback, its output in `logs/`."""
     at, url = home(), f"http://127.0.0.1:{port}"
     (at / "logs").mkdir(parents=True, exist_ok=True)
-    database, files = f"sqlite:///{at}/mlflow.db", str(at / "mlartifacts")
-    words = {
-        "prefect": ["server", "start"],
-        "mlflow": ["server", "--workers", "1", "--backend-store-uri", database, "--artifacts-destination", files],
-    }[name]
-    command = [str(Path(sys.executable).parent / name), *words, "--host", "127.0.0.1", "--port", str(port)]
+    data = ["--backend-store-uri", f"sqlite:///{at}/mlflow.db", "--artifacts-destination", f"{at}/mlartifacts"]
+    words = ["start"] if name == "prefect" else ["--workers", "1", *data]
+    command = [str(Path(sys.executable).parent / name), "server", *words, "--host", "127.0.0.1", "--port", str(port)]
     env = {**os.environ, **QUIET, "PREFECT_HOME": str(at / "prefect"), "PREFECT_UI_API_URL": f"{url}/api"}
     env.pop("PREFECT_API_URL", None)
     with (at / "logs" / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=env, cwd=at
-        )
+        process = Popen(command, stdout=log, stderr=log, stdin=DEVNULL, start_new_session=True, env=env, cwd=at)
     say(f"starting {name} at {url}")
     return Server(name, url, process.pid, psutil.Process(process.pid).create_time())
 
@@ -131,32 +130,27 @@ def note(servers: dict[str, Server]) -> None:
     fresh.replace(home() / "servers.json")
 
 
-def down(wait_s: float = 10.0) -> list[str]:
+def down() -> list[str]:
     """End what `up` started, children included; returns the names."""
-    servers = known()
-    processes = []
+    servers, processes = known(), []
     for server in servers.values():
-        parent = psutil.Process(server.pid)
-        processes += [*parent.children(recursive=True), parent]
-    for process in processes:
-        with suppress(psutil.Error):
-            process.terminate()
-    for process in psutil.wait_procs(processes, wait_s)[1]:
-        with suppress(psutil.Error):
-            process.kill()
-    (home() / "servers.json").unlink(missing_ok=True)
+        with suppress(psutil.Error):  # it may end by itself meanwhile
+            parent = psutil.Process(server.pid)
+            processes += [*parent.children(recursive=True), parent]
+    for end, grace_s in ((psutil.Process.terminate, 10), (psutil.Process.kill, 1)):
+        for process in processes:
+            with suppress(psutil.Error):
+                end(process)
+        processes = psutil.wait_procs(processes, grace_s)[1]
     return list(servers)
 
 
-def free_port(wanted: int) -> int:
-    """The wanted port if nobody has it, else any free one."""
-    for port in (wanted, 0):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+def free_port(usual: int, given: int | None = None) -> int:
+    """The given port, which must be free; else the usual one or, where somebody has that, any other."""
+    for port in [given] if given else [usual, 0]:
+        with suppress(OSError, OverflowError), create_server(("127.0.0.1", port)) as probe:
             return probe.getsockname()[1]
-    raise UserError(
-        f"no free port on 127.0.0.1, not even near {wanted}; name one with --prefect-port and --mlflow-port"
-    )
+    raise UserError(f"port {given or usual} of 127.0.0.1 is taken or not allowed; name another, or none for any")
 
 
 def connect() -> str | None:
@@ -164,14 +158,20 @@ def connect() -> str | None:
 
     Must run before prefect is imported: it reads its settings once.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    settings = dict(QUIET)
     if home().is_dir():
-        os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
-    servers = {s.name: s for s in known().values() if s.healthy}
-    if "prefect" in servers:
-        os.environ.setdefault("PREFECT_API_URL", servers["prefect"].url + "/api")
-        os.environ.setdefault("PREFECT_UI_URL", servers["prefect"].url)
-    if "mlflow" in servers:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", servers["mlflow"].url)
+        settings["PREFECT_HOME"] = str(home() / "prefect")
+    urls = {name: server.url for name, server in known().items() if server.healthy}
+    if url := urls.get("prefect"):
+        settings |= {"PREFECT_API_URL": f"{url}/api", "PREFECT_UI_URL": url}
+    if url := urls.get("mlflow"):
+        settings["MLFLOW_TRACKING_URI"] = url
+    os.environ.update(settings | os.environ)
     return os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def tracking() -> str:
+    """MLflow's address; UserError where none is known."""
+    if not (uri := connect()):
+        raise UserError("no MLflow server is known; start it with `gptloom up` or set MLFLOW_TRACKING_URI")
+    return uri

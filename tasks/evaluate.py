@@ -5,19 +5,18 @@ and in `report/` the same as tables and a figure. Method: gpt/evaluate.py.
 """
 
 import json
-import math
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from tasks.artifacts import Chats, Checkpoint, Config, Metrics, Scores, Shards, Tokenizer
-from tasks.runtime import runtime
 from tasks.stage import stage
-from tasks.trainer import launch
+from tasks.trainer import program
 
 Rows = list[dict[str, Any]]
+Talks = Chats | None  # a recipe may do without
 
 
 class Evaluate(Config):
@@ -39,23 +38,12 @@ class Evaluate(Config):
 
 @stage(Scores, version="1")
 def evaluate(
-    out: Path,
-    config: Evaluate,
-    model: Checkpoint,
-    base: Checkpoint,
-    shards: Shards,
-    chats: Chats | None,
-    tokenizer: Tokenizer,
+    out: Path, config: Evaluate, model: Checkpoint, base: Checkpoint, shards: Shards, chats: Talks, tokenizer: Tokenizer
 ) -> Metrics:
     """Score base and final model on held-out text and questions, beside an untrained twin and trivial baselines."""
     models = {"base": str(base.path)} | ({model.stage: str(model.path)} if model.digest != base.digest else {})
-    inputs = {"tokenizer": tokenizer, "shards": shards, "chats": chats}
-    run = {name: str(artifact.path) if artifact else None for name, artifact in inputs.items()}
-    means = {"out": str(out), "device": runtime().device, "threads": runtime().threads}
-    file = out / "logs" / "run.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"models": models, "config": config.model_dump(), **run, **means}, indent=1))
-    launch([sys.executable, "-m", "gpt.evaluate", str(file)])
+    data = {"tokenizer": str(tokenizer.path), "shards": str(shards.path), "chats": str(chats.path) if chats else None}
+    program("gpt.evaluate", out, {"models": models, "config": config.model_dump(), **data})
     tables = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     report(out, tables, list(models))
     return metrics(tables["scores"], list(models)[-1])
@@ -93,10 +81,7 @@ def figure(path: Path, scores: Rows, models: list[str]) -> None:
         rows = [row for row in scores if row["measure"] == measure]
         names, values = [row["who"] for row in rows], [row["value"] for row in rows]
         colors = ["steelblue" if name in models else "silver" for name in names]
-        spread = [
-            [abs(row["value"] - (math.nan if row[end] is None else row[end])) for row in rows]
-            for end in ("low", "high")
-        ]
-        axes.barh(names, values, xerr=spread, color=colors, capsize=3)
+        ends = np.array([[row["low"], row["high"]] for row in rows], float).T  # None becomes NaN: no whiskers
+        axes.barh(names, values, xerr=abs(ends - values), color=colors, capsize=3)
         axes.set_title(measure, loc="left", fontsize=10)
     sheet.savefig(path, dpi=110)

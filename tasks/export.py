@@ -2,10 +2,12 @@
 
 In: Checkpoint, Scores, Tokenizer. Out: Release. Method: gpt/hf.py writes; AutoModelForCausalLM and AutoTokenizer judge
 by tensors, logits, greedy tokens, ids of adversarial texts and the chat template. A difference fails the stage.
+The model card is card.md with its $names filled in.
 """
 
 import json
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from pydantic import Field
@@ -46,24 +48,20 @@ def compare(release: Path, checkpoint: Path, greedy_tokens: int) -> tuple[float,
     """Largest logit difference and number of parameters; RuntimeError where transformers has another model."""
     import torch
     import transformers
-    from transformers.utils import logging
 
-    from gpt.checkpoint import load_model
-    from gpt.generate import generate
-    from gpt.tokenizer import Tokenizer as Loaded
+    from gpt.generate import generate, load
 
-    logging.disable_progress_bar()
-    ours, words = load_model(checkpoint), Loaded.load(checkpoint / "tokenizer")
+    transformers.logging.disable_progress_bar()
+    ours, words = load(checkpoint, "cpu")
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(release, output_loading_info=True)
     theirs, loading = loaded
     auto: Any = transformers.AutoTokenizer.from_pretrained(release)
     pairs = {"tensors": ([], [name for kind in loading.values() for name in kind])}
     for text in TEXTS.split("¦"):
-        ids = auto(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = auto.encode(text, add_special_tokens=False, split_special_tokens=True)
         pairs[f"ids of {text[:50]!r}"] = words.encode(text), ids
-    talk = auto.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
     chat = render(words, TALK, reply=True)[0]
-    pairs["ids of a chat"] = chat, auto(talk, add_special_tokens=False)["input_ids"]
+    pairs["ids of a chat"] = chat, auto.apply_chat_template(TALK, add_generation_prompt=True, return_dict=False)
     for prompt in ([words.eot], words.encode("Return the"), chat):
         prompt = prompt[: ours.config.context // 2]
         ids, room = torch.tensor([prompt]), min(greedy_tokens, ours.config.context - len(prompt))
@@ -83,29 +81,10 @@ def compare(release: Path, checkpoint: Path, greedy_tokens: int) -> tuple[float,
 def card(model: Checkpoint, scores: Scores, tokenizer: Tokenizer) -> str:
     """The model card: what it is, how to load it, what it scored, what it was made from."""
     made = json.loads((model.path / "config.json").read_text())
-    shape = "{depth} layers, {width} wide, {heads} heads, {context} tokens of context".format(**made["model"])
+    prompt = 'tokenizer("The", return_tensors="pt")'
     chat = 'tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
-    lineage = "\n".join(f"| {of.stage} | `{of}` | `{of.digest}` |" for of in (model, scores, tokenizer))
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-# gptloom
-
-A language model made with gptloom: {shape}, {made["vocab_size"]:,} tokens of vocabulary.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # where this file lies
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-messages = [{{"role": "user", "content": "What is 2 + 2?"}}]
-inputs = {'tokenizer("The", return_tensors="pt")' if model.stage == "pretrain" else chat}
-print(tokenizer.decode(model.generate(**inputs)[0]))
-```
-
-{(scores.path / "report" / "scores.md").read_text(encoding="utf-8")}
-| made from | artifact | sha256 of its content |
-|---|---|---|
-{lineage}
-"""
+    facts = {"inputs": prompt if model.stage == "pretrain" else chat, "vocabulary": f"{made['vocab_size']:,}"}
+    facts["scores"] = (scores.path / "report" / "scores.md").read_text(encoding="utf-8")
+    facts["lineage"] = "\n".join(f"| {of.stage} | `{of}` | `{of.digest}` |" for of in (model, scores, tokenizer))
+    template = Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
+    return template.substitute(made["model"], **facts)

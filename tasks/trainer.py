@@ -8,12 +8,12 @@ import ctypes
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections import deque
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -48,24 +48,26 @@ class Training(Config, TrainConfig):
 
 def train(out: Path, run: dict[str, Any]) -> Metrics:
     """Fill `out`, or go on where a killed trainer left it; the journal's last values, held-out bits per byte first."""
-    file = out / "logs" / "run.json"
-    file.parent.mkdir(exist_ok=True)
-    means = {"lock": str(out.parent / "trainer.lock"), "device": runtime().device, "threads": runtime().threads}
-    file.write_text(json.dumps({"out": str(out), **run, **means}, indent=1))
-    launch([sys.executable, "-m", "gpt.train", str(file)])
+    program("gpt.train", out, {"lock": str(out.parent / "trainer.lock"), **run})
     points = [json.loads(line)[2] for line in (out / "logs" / "metrics.jsonl").read_text().splitlines()]
     last = {name: value for values in points for name, value in values.items()}
     return {"val/bpb": last["val/bpb"], "val/bpb_before": points[0]["val/bpb"]} | last
 
 
+def program(module: str, out: Path, run: dict[str, Any]) -> None:
+    """Run `python -m module run.json` to its end; the file, in `logs/`, holds `out`, `run`, device and threads."""
+    file, means = out / "logs" / "run.json", {"device": runtime().device, "threads": runtime().threads}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"out": str(out), **run, **means}, indent=1))
+    launch([sys.executable, "-m", module, str(file)])
+
+
 def launch(command: list[str]) -> None:
     """Run a child to its end, its lines passed to `say`; UserError for exit 2, RuntimeError for any other failure."""
-    tail, parent, pipe = deque[str](maxlen=30), os.getpid(), subprocess.PIPE
+    tail, parent = deque[str](maxlen=30), os.getpid()
     promise = (lambda: _die_with(parent)) if PRCTL else None
     env = {"GOMP_SPINCOUNT": "3000", **os.environ}  # idle threads spin: beside other work a step took 5 times as long
-    child = subprocess.Popen(
-        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=promise, env=env
-    )
+    child = Popen(command, stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True, preexec_fn=promise, env=env)
     try:
         for line in child.stdout or ():
             tail.append(line.rstrip())
@@ -76,14 +78,12 @@ def launch(command: list[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):  # only when this stage ends before its child
             if child.poll() is None:
                 os.killpg(child.pid, number)
-                with suppress(subprocess.TimeoutExpired):
+                with suppress(TimeoutExpired):
                     child.wait(GRACE_S)
     if child.returncode == 2 and tail and tail[-1].startswith("error: "):
         raise UserError(tail[-1].removeprefix("error: "))
     if child.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM):
-        raise UserError(
-            "the child was killed (out of memory?) or told to stop; rerun, and training goes on where it was"
-        )
+        raise UserError("the child was killed (out of memory?) or told to stop; rerun, and it goes on where it was")
     if child.returncode != 0:
         raise RuntimeError("\n".join([f"{' '.join(command)} ended with {child.returncode}; it said last:", *tail]))
 

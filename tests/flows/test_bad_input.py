@@ -1,6 +1,7 @@
 """Whatever a person gets wrong is one clear line that names it, exit code 2, and nothing published."""
 
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,8 @@ def test_a_bad_source_is_one_line(kind, word, run, tmp_path):
 
 SWITCHES = [
     (["run", "dmeo"], "did you mean demo?"),
+    (["run", "x" * 300], "neither a preset nor a file"),
+    (["run", "."], "neither a preset nor a file"),
     (["run", "demo", "--set", "ingest.sorces=[x]"], "did you mean sources?"),
     (["run", "demo", "--set", "dedupe={}"], "did you mean dedup?"),
     (["run", "demo", "--set", "pretrain.steps=many"], "pretrain.steps='many' does not fit"),
@@ -112,6 +115,10 @@ SWITCHES = [
     (["sample", "pretrain:abc"], "is in the store under no name"),
     (["lineage", "nothing"], "is in the store under no name"),
     (["sync"], "start it with `gptloom up`"),
+    (["run", "demo", "--store", __file__], "test_bad_input.py: File exists; name a folder of your own"),
+    (["demo", "--store", "/dev/null/store"], "Not a directory; name a folder of your own"),
+    (["sample", "--store", __file__], "test_bad_input.py: Not a directory; name a folder of your own"),
+    (["store", "ls", "--store", __file__], "test_bad_input.py: Not a directory; name a folder of your own"),
 ]  # fmt: skip
 
 
@@ -122,6 +129,28 @@ def test_a_bad_switch_is_one_line(arguments, word, run):
     assert line.startswith("error: ")
     assert word in line, line
     assert published <= {"ingest", "filter", "dedup"}
+
+
+def test_a_store_in_which_nothing_can_be_written_is_one_line(run, tmp_path, monkeypatch):
+    def refused(dir):  # noqa: A002
+        raise PermissionError(13, "Permission denied", dir)
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refused)  # a mode of the folder would not stop root
+    code, line, _ = run("run", "demo", "--store", tmp_path)
+    assert (code, line) == (2, f"error: --store {tmp_path}: Permission denied; name a folder of your own")
+
+
+def test_a_given_port_that_is_taken_is_one_line_and_starts_nothing(run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        code, line, _ = run("up", "--mlflow-port", port)
+    assert (code, f"port {port} of 127.0.0.1 is taken" in line) == (2, True), line
+    assert not (tmp_path / "home" / "servers.json").exists()
+
+
+def test_a_shard_file_that_is_not_there_is_named(run):
+    code, line, _ = run("shards", "inspect", "nothing.bin")
+    assert (code, "nothing.bin" in line) == (2, True), line
 
 
 def test_a_broken_recipe_file_is_one_line(run, tmp_path):

@@ -1,6 +1,7 @@
 """The commands as a person uses them, on one tiny run of every stage."""
 
 import json
+import os
 import random
 import re
 import shlex
@@ -137,8 +138,10 @@ def test_the_store_is_listed_verified_and_cleaned(gptloom, store):
     weights.write_bytes(raw)
 
 
-def test_plan_and_presets_answer_before_anything_runs(gptloom, tiny_recipe):
+def test_plan_and_presets_answer_before_anything_runs(gptloom, tiny_recipe, monkeypatch):
+    monkeypatch.delenv("DO_NOT_TRACK", raising=False)
     plan = gptloom("plan", tiny_recipe)
+    assert os.environ["DO_NOT_TRACK"] == "1", "a plan imports Prefect too"
     assert all(word in plan for word in ("corpus", "parameters", "FLOPs", "memory", "disk"))
     assert "8xH100" in gptloom("plan", "demo", "--gpus", "8xH100")
     assert "shakespeare-char" in gptloom("presets")

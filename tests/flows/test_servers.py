@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from flows import servers
 from flows.lineage import from_mlflow
 from flows.run import known_stages
+from gpt.errors import UserError
 
 pytestmark = pytest.mark.server
 
@@ -74,6 +77,13 @@ def test_up_twice_starts_nothing_new_and_a_noted_stranger_is_not_ours(at_home):
     assert not stranger.alive
 
 
+def test_a_server_that_runs_elsewhere_than_at_the_given_port_is_refused(at_home):
+    with pytest.raises(UserError, match=r"prefect already runs at .*; stop it with `gptloom down`, or name no port"):
+        servers.up({"prefect": 1})
+    port = int(at_home["prefect"].url.rsplit(":", 1)[1])
+    assert servers.up({"prefect": port})["prefect"] == at_home["prefect"]
+
+
 def test_servers_listen_on_loopback_only(at_home):
     for server in at_home.values():
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
@@ -89,3 +99,37 @@ def test_down_ends_every_process_of_up(tmp_path, monkeypatch):
     assert servers.down() == ["mlflow"]
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
     assert servers.known() == {}
+
+
+@pytest.fixture
+def slow_servers(monkeypatch):
+    """Servers that take a while to start and do nothing; the names of those that were started."""
+    started, processes = [], []
+
+    def start(name, port):
+        started.append(name)
+        time.sleep(0.3)
+        processes.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return servers.Server(name, f"http://127.0.0.1:{port}", processes[-1].pid, time.time())
+
+    monkeypatch.setattr(servers, "start", start)
+    monkeypatch.setattr(servers, "await_answers", lambda _: None)
+    yield started
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_two_ups_at_once_start_each_server_once(slow_servers):
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(servers.up, [{}, {}])
+    assert slow_servers == ["prefect", "mlflow"]
+    assert one == two == servers.known()
+
+
+def test_down_survives_a_server_that_ends_meanwhile(monkeypatch):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    noted = {"mlflow": servers.Server("mlflow", "http://127.0.0.1:9", gone.pid, 1.0)}
+    monkeypatch.setattr(servers, "known", lambda: noted)
+    assert servers.down() == ["mlflow"]
