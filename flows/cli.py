@@ -115,7 +115,7 @@ def table(session: "Session") -> str:
     lines = [f"{'stage':<10} {'cache':<8} {'seconds':>8}  {'artifact':<28} headline"]
     for r in session.results.values():
         artifact = f"{r.stage}:{r.key}" if r.key else "-"
-        lines.append(f"{r.stage:<10} {r.cache:<8} {r.seconds:>8.1f}  {artifact:<28} {headline(r.metrics).lstrip(', ')}")
+        lines.append(f"{r.stage:<10} {r.cache:<8} {r.seconds:>8.1f}  {artifact:<28} {headline(r.metrics)}")
     return "\n".join([*lines, *([f"MLflow: {session.url}"] if session.url else [])])
 
 

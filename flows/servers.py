@@ -18,8 +18,8 @@ from urllib.request import urlopen
 import psutil
 
 from gpt.errors import UserError
+from tasks.files import locked
 from tasks.runtime import say
-from tasks.store import locked
 
 QUIET = {
     "PREFECT_LOGGING_LEVEL": "WARNING",

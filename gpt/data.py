@@ -1,7 +1,7 @@
 """Training batches as pure functions of (seed, step): windows of token shards, or conversations.
 
-In: llm.c shards (`train-*.bin`, `val-*.bin`), a Chats or a Pairs folder. Out: (x, y) int64 arrays [B, T], y the token after each
-x, -100 where there is no loss. No state: a resume at any step reads what an undisturbed run would.
+In: llm.c shards (`train-*.bin`, `val-*.bin`), a Chats or a Pairs folder. Out: (x, y) int64 arrays [B, T], y the token
+after each x, -100 where there is no loss. No state: a resume at any step reads what an undisturbed run would.
 Format: llm.c's data files. Order: a keyed Feistel permutation (Black and Rogaway 2002) of the samples, one an epoch.
 """
 
@@ -75,7 +75,7 @@ class Windows:
         """
         windows = max(1, (len(self.train) - 1) // self.context - 1)
         slack, places = len(self.train) - windows * self.context, zip(*order(seed, step, rows, windows), strict=True)
-        starts = [_key(seed, epoch, "phase") % slack + place * self.context for epoch, place in places]
+        starts = [key(seed, epoch, "phase") % slack + place * self.context for epoch, place in places]
         return self.train.windows(starts, self.context)
 
     def held_out(self, count: int) -> Batch:
@@ -143,7 +143,7 @@ def order(seed: int, step: int, batch: int, samples: int) -> tuple[np.ndarray, n
     epoch_B, place_B = np.divmod(np.arange(step * batch, (step + 1) * batch), samples)
     for epoch in np.unique(epoch_B):
         here = epoch_B == epoch
-        place_B[here] = permute(place_B[here], samples, _key(seed, epoch, "order"))
+        place_B[here] = permute(place_B[here], samples, key(seed, epoch, "order"))
     return epoch_B, place_B
 
 
@@ -163,5 +163,6 @@ def permute(places: np.ndarray, size: int, key: int, rounds: int = 4) -> np.ndar
     return result.astype(np.int64)
 
 
-def _key(seed: int, epoch: int, use: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{use}".encode(), digest_size=8).digest(), "little")
+def key(seed: int, number: int, use: str) -> int:
+    """64 random bits that depend on these alone."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{number}/{use}".encode(), digest_size=8).digest(), "little")

@@ -10,28 +10,34 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpt import checkpoint
-from gpt.config import ModelConfig, TrainConfig
-from gpt.data import IGNORED, Conversations, Windows
+from gpt.config import ModelConfig, PreferConfig, RlConfig, TrainConfig
 from gpt.errors import UserError
-from gpt.evaluate import HeldOut
 from gpt.generate import generate, pick_device
 from gpt.journal import Journal
 from gpt.model import GPT
+from gpt.objectives import NextToken, Objective, Preference
 from gpt.optim import adamw, learning_rate
+from gpt.rl import Practice
 from gpt.tokenizer import Tokenizer
 
-# B batch, T time, V vocabulary, N targets
-KINDS = {"pretrain": (Windows, "shards.json"), "sft": (Conversations, "chats.json")}
+TASKS: dict[
+    str, tuple[Callable[..., Objective], type[TrainConfig], str]
+] = {  # what a task learns by, its settings, and the file that tells what its data were made from
+    "pretrain": (NextToken, TrainConfig, "shards.json"),
+    "sft": (NextToken, TrainConfig, "chats.json"),
+    "prefer": (Preference, PreferConfig, "pairs.json"),
+    "rl": (Practice, RlConfig, "prompts.json"),
+}
 
 
 def train(run: dict[str, Any], stop: Event) -> bool:
@@ -52,7 +58,8 @@ class Trainer:
     """What lives as long as the loop: made fresh, or from the newest whole checkpoint in `out/checkpoints`."""
 
     def __init__(self, run: dict[str, Any]) -> None:
-        out, self.config, self.device = Path(run["out"]), TrainConfig(**run["train"]), pick_device(run["device"])
+        objective, settings, _ = TASKS[run["task"]]
+        out, self.config, self.device = Path(run["out"]), settings(**run["train"]), pick_device(run["device"])
         self.checkpoints, self.tokenizer = out / "checkpoints", Tokenizer.load(Path(run["tokenizer"]))
         self.state = first_state(run, self.config, self.tokenizer)
         torch.manual_seed(self.config.seed)
@@ -64,9 +71,7 @@ class Trainer:
         self.first = self.state["step"]
         self.journal = Journal(out / "logs" / "metrics.jsonl", after_step=self.first or -1)
         note_numerics(out / "logs" / "numerics.json", run, self.device, resumed=self.first > 0)
-        self.data = KINDS[run["task"]][0](Path(run["data"]), self.model.config.context)
-        self.held_out = HeldOut(self.data.held_out(self.config.eval_windows), self.tokenizer.bytes_per_token())
-        self.rows = self.config.micro_batch or self.config.batch
+        self.objective: Objective = objective(run, self.config, self.model, self.tokenizer)
 
     def run(self, stop: Event) -> bool:
         """Steps until the last (True) or until `stop` (False); either way the last step made is in a checkpoint."""
@@ -74,14 +79,14 @@ class Trainer:
         where = f"{self.device} ({torch.get_num_threads()} threads), from step {self.first} to {c.steps}"
         print(f"{size:,} parameters, {c.batch} x {self.model.config.context} tokens a step, on {where}", flush=True)
         if self.first == 0:
-            self.journal.log(0, self._evaluate())
+            self.journal.log(0, self.objective.measure())
         self.began = self.shown = self.mark = time.monotonic()
         self.counted = self.state["tokens"]
         for step in range(self.first + 1, c.steps + 1):
-            loss, norm = self._update(step)
+            loss, norm, numbers = self._update(step)
             stopped = stop.is_set()
             save = stopped or step % c.checkpoint_every == 0 or step == c.steps
-            self._report(step, loss, norm, save)
+            self._report(step, {"loss": loss, "grad_norm": norm} | numbers, save)
             if c.sample_every and step % c.sample_every == 0:
                 self._sample(step)
             if save:
@@ -91,67 +96,52 @@ class Trainer:
                 return step == c.steps
         return True
 
-    def _update(self, step: int) -> tuple[Tensor, Tensor]:
-        """One optimiser step; the loss (nats a target) and the gradient's norm, still on the device."""
-        c = self.config
-        x_BT, y_BT = self.data.batch(c.seed, step - 1, c.batch)
-        targets = int((y_BT != IGNORED).sum())
+    def _update(self, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One optimiser step; the loss, the gradient's norm, other numbers, all still on the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step - 1, c)
-        x, y = torch.from_numpy(x_BT).to(self.device), torch.from_numpy(y_BT).to(self.device)
-        loss = backward(self.model.train(), x, y, self.rows, targets)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip or math.inf)
+            group["lr"] = learning_rate(step - 1, self.config)
+        self.model.train()
+        loss, targets, numbers = self.objective.backward(step - 1)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state |= {"step": step, "tokens": self.state["tokens"] + targets}
-        return loss, norm
+        return loss, norm, numbers
 
-    def _report(self, step: int, loss: Tensor, norm: Tensor, save: bool) -> None:
+    def _report(self, step: int, numbers: dict[str, Tensor], save: bool) -> None:
         """Journal and progress line where they are due; a loss that is no number ends the run before it is saved."""
         c, now = self.config, time.monotonic()
         evaluate = step % c.eval_every == 0 or step == c.steps
         speak, log = evaluate or now - self.shown >= 5, evaluate or step % -(-c.steps // 500) == 0
         if not (log or speak or save):  # reading a number waits for the device, and a chart needs no more points
             return
-        values = {"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/lr": learning_rate(step - 1, c)}
-        if not math.isfinite(values["train/loss"]):
-            raise UserError(f"loss is {values['train/loss']} at step {step}; lower lr={c.lr}, say to {c.lr / 3:.1g}")
-        rate = values["perf/tokens_per_s"] = (self.state["tokens"] - self.counted) / (time.monotonic() - self.mark)
-        values |= self._evaluate() if evaluate else {}
+        values = {f"train/{name}": value.item() for name, value in numbers.items()}
+        if not math.isfinite(loss := values["train/loss"]):
+            raise UserError(f"loss is {loss} at step {step}; lower lr={c.lr}, say to {c.lr / 3:.1g}")
+        rate = (self.state["tokens"] - self.counted) / (time.monotonic() - self.mark)
+        values |= {"train/lr": learning_rate(step - 1, c), "perf/tokens_per_s": rate}
+        held = self.objective.measure() if evaluate else {}
         if log:
-            self.journal.log(step, values)
+            self.journal.log(step, values | held)
         if speak:
             self.shown, left_s = now, (now - self.began) / (step - self.first) * (c.steps - step)
-            held = f", held-out {values['val/loss']:.3f} ({values['val/bpb']:.3f} bits a byte)" if evaluate else ""
-            line = f"step {step} of {c.steps}: loss {values['train/loss']:.3f}{held}, {rate:,.0f} tokens/s"
-            print(f"{line}, {left_s:.0f} s left", flush=True)
+            told = "".join(f", {name} {value:.3f}" for name, value in held.items())
+            print(
+                f"step {step} of {c.steps}: loss {loss:.3f}{told}, {rate:,.0f} tokens/s, {left_s:.0f} s left",
+                flush=True,
+            )
         self.mark, self.counted = time.monotonic(), self.state["tokens"]
 
-    def _evaluate(self) -> dict[str, float]:
-        scores = self.held_out.measure(self.model, self.rows, "held-out row", silent_s=5)
-        return {f"val/{name}": value for name, value, _ in scores}
-
     def _sample(self, step: int) -> None:
-        """Print what the model says after the first held-out row's question, or at the start of a document."""
-        prompt = self.held_out.x_BT[0, : self.held_out.real_BT[0].argmax() + 1].tolist()
-        stop = self.tokenizer.stops
+        """Print what the model says."""
+        prompt, stop = self.objective.prompt(), self.tokenizer.stops
         ids = generate(self.model, [prompt], 64, temperature=0.8, top_k=50, seeds=[step], stop=stop)[0]
         print(f"sample at step {step}: {self.tokenizer.decode([*prompt, *ids])!r}", flush=True)
 
 
-def backward(model: GPT, x_BT: Tensor, y_BT: Tensor, rows: int, targets: int) -> Tensor:
-    """Add the gradient of the mean loss over all targets of the batch, `rows` sequences at a time; that loss."""
-    total = torch.zeros((), device=x_BT.device)
-    for x, y in zip(x_BT.split(rows), y_BT.split(rows), strict=True):
-        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum") / targets
-        loss.backward()
-        total += loss.detach()
-    return total
-
-
 def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The state at step 0, with all that a resume must find unchanged. Data and init must speak the run's tokenizer."""
-    facts = (Path(run["data"]) / KINDS[run["task"]][1]).read_bytes()
+    facts = (Path(run["data"]) / TASKS[run["task"]][2]).read_bytes()
     parent = checkpoint.read_state(Path(run["init"])) if run["init"] else None
     for what, made in (("data", json.loads(facts)), ("init", parent)):
         if made and made["tokenizer"] != tokenizer.digest:

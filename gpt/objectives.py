@@ -2,7 +2,7 @@
 
 In: the run (see gpt/train.py), its config, its model. Out, for gpt/loop.py: `backward` (loss, targets, other numbers),
 `measure` (held-out numbers, the headline first), `prompt` (where a sample starts). All are pure functions of the step.
-Methods: next-token prediction; DPO (Rafailov et al. 2023), with the chosen answers' own loss beside it (RPO, Pang 2024).
+Methods: next-token prediction; DPO (Rafailov et al. 2023) beside the chosen answers' own loss (Pang et al. 2024).
 """
 
 import hashlib
@@ -86,7 +86,10 @@ class Preference:
 
     def _reference(self) -> np.ndarray:
         """The first model's log-probability of every usable answer, float32 [rows]; others 0."""
-        reference, values = load_model(self.init, str(device_of(self.model))), np.zeros(len(self.data.spans), np.float32)
+        reference, values = (
+            load_model(self.init, str(device_of(self.model))),
+            np.zeros(len(self.data.spans), np.float32),
+        )
         for rows in np.array_split(np.concatenate([self.data.train, self.data.val]), len(self.data.spans) // 64 + 1):
             values[rows] = self._answers(reference, rows)[0].cpu()
         return values
@@ -114,7 +117,7 @@ class Preference:
             loss.backward()
             total += loss.detach()
             won = (losses.detach() < np.log(2)).float().sum() / c.batch
-            numbers["train/pair_accuracy"] = numbers.get("train/pair_accuracy", 0) + won
+            numbers["pair_accuracy"] = numbers.get("pair_accuracy", 0) + won
         return total, learned, numbers
 
     def measure(self) -> Numbers:

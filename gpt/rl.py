@@ -16,7 +16,7 @@ from torch import Tensor
 from gpt.chat import render
 from gpt.checkpoint import load_model
 from gpt.config import RlConfig
-from gpt.data import IGNORED, order
+from gpt.data import IGNORED, key, order
 from gpt.errors import UserError
 from gpt.generate import generate
 from gpt.losses import advantages, grpo, log_probs
@@ -67,7 +67,7 @@ class Practice:
         earned = sum(sum(rollout.rewards) for rollout in rollouts) / len(replies)
         dull = sum(not rollout.teaches for rollout in rollouts) / len(rollouts)
         numbers = {"reward": earned, "zero_variance": dull, "length": sum(map(len, replies)) / len(replies)}
-        return loss, targets, {f"train/{name}": torch.tensor(value) for name, value in numbers.items()}
+        return loss, targets, {name: torch.tensor(value) for name, value in numbers.items()}
 
     def _rollouts(self, step: int) -> list[Rollout]:
         """Groups until a batch of them teaches something, or until they have been replaced `resample` times."""
@@ -84,7 +84,7 @@ class Practice:
         """A group for each prompt; a completion's random numbers depend on the seed and its place alone."""
         c = self.config
         prompts = [ids for ids, _ in rows for _ in range(c.group)]
-        seeds = [hash((c.seed, first * c.group + n)) % 2**63 for n in range(len(prompts))]
+        seeds = [key(c.seed, first * c.group + n, "completion") for n in range(len(prompts))]
         replies = generate(self.model, prompts, c.max_new_tokens, temperature=c.temperature, seeds=seeds,
                            stop=self.tokenizer.stops)  # fmt: skip
         groups = [replies[at : at + c.group] for at in range(0, len(replies), c.group)]
@@ -123,7 +123,9 @@ class Practice:
         rows, replies = self.val[: self.config.eval_windows], list[list[int]]()
         for at in range(0, len(rows), 128):
             prompts = [ids for ids, _ in rows[at : at + 128]]
-            replies += generate(self.model, prompts, self.config.max_new_tokens, temperature=0, stop=self.tokenizer.stops)
+            replies += generate(
+                self.model, prompts, self.config.max_new_tokens, temperature=0, stop=self.tokenizer.stops
+            )
         right = [REWARDS["numeric"](self.tokenizer.decode(r), a, True) for r, (_, a) in zip(replies, rows, strict=True)]
         earned = [self.reward(reply, answer) for reply, (_, answer) in zip(replies, rows, strict=True)]
         lengths = [float(len(reply)) for reply in replies]

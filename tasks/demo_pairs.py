@@ -5,13 +5,9 @@ is as much longer as a cut one is shorter. Held-out pairs share neither function
 sentence with training.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from gpt.chat import Message
-from tasks.arithmetic import question, solved, sums
-from tasks.demo_chats import EXPLAIN, REFUSAL, explained, requests, turns
-from tasks.shard import lot
 
 
 class Pair(NamedTuple):
