@@ -8,14 +8,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt.errors import UserError
 from tasks.artifacts import Metrics
+from tasks.runtime import progress
 from tasks.store import link, part
+from tasks.workers import spread
 
 STRING, DOUBLE = pa.string(), pa.float64()
 DOCUMENT = pa.schema({"id": STRING, "text": STRING, "source": STRING})
@@ -23,16 +25,31 @@ DROPPED = pa.schema({"id": STRING, "detail": STRING, "reason": STRING, "score": 
 GROUP_BYTES, GROUP_ROWS = 4 << 20, 4_096
 EXCERPT_CHARS, EXAMPLES, TOP_REASONS = 200, 20, 12
 
+T = TypeVar("T")
 Facts = dict[str, Any]
 """What a part says of itself: documents, bytes, dropped {reason: count}."""
+Part = tuple[Path, Facts]
+"""A part's folder in the store and its facts."""
 Verdict = tuple[str, float | None, str | None] | None
 """Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays."""
 
 
-def tables(path: Path) -> Iterator[pa.Table]:
+def tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """A part's row groups in order, page checksums verified."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from map(file.read_row_group, range(file.num_row_groups))
+        yield from (file.read_row_group(number, columns) for number in range(file.num_row_groups))
+
+
+def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
+    """(id, text, source) of each document in order, a row group in memory at a time."""
+    for table in (table for path in parts for table in tables(path, DOCUMENT.names)):
+        yield from zip(*(table[name].to_pylist() for name in DOCUMENT.names), strict=True)
+
+
+def studied(function: Callable[[pa.Table], Iterable[T]], path: Path) -> Iterator[tuple[dict[str, Any], T]]:
+    """Each row of a part with what `function`, run by the workers on each row group, finds about it."""
+    for table, found in progress(spread(function, tables(path)), "row groups"):
+        yield from zip(table.to_pylist(), found, strict=True)
 
 
 def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Facts:
@@ -68,21 +85,21 @@ def _groups(pairs: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Iterator[list
         yield group
 
 
-def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts]) -> tuple[Path, Facts]:
-    """Build or reuse one part and link its two files into the artifact; returns the part's folder and facts."""
+def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts]) -> Part:
+    """Build or reuse one part and link its two files into the artifact."""
     folder, facts = part(identity, build)
     link(folder / "part.parquet", out / f"part-{number:05d}.parquet")
     link(folder / "dropped.parquet", out / "dropped" / f"part-{number:05d}.parquet")
     return folder, facts
 
 
-def settle(out: Path, stage: str, parts: Sequence[Facts], max_drop_share: float, way_out: str) -> Metrics:
+def settle(out: Path, stage: str, parts: Sequence[Part], max_drop_share: float, way_out: str) -> Metrics:
     """Count what stayed and what went, write `report/examples.json`; stop where too much went.
 
     Raises UserError when the dropped share is above `max_drop_share` or nothing is left; `way_out` may name {reason}.
     """
-    documents, size_bytes = (sum(facts[name] for facts in parts) for name in ("documents", "bytes"))
-    reasons = sum((Counter(facts["dropped"]) for facts in parts), Counter())
+    documents, size_bytes = (sum(facts[name] for _, facts in parts) for name in ("documents", "bytes"))
+    reasons = sum((Counter(facts["dropped"]) for _, facts in parts), Counter())
     dropped, top = reasons.total(), sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:TOP_REASONS]
     share = dropped / max(1, documents + dropped)
     if share > max_drop_share or not documents:
@@ -100,8 +117,7 @@ def settle(out: Path, stage: str, parts: Sequence[Facts], max_drop_share: float,
 
 def _examples(out: Path, each: int) -> list[dict[str, Any]]:
     """The first dropped rows of each reason, with an excerpt of the document kept in a duplicate's place."""
-    taken: Counter[str] = Counter()
-    examples = []
+    taken, examples = Counter[str](), []
     for row in (row for path in sorted((out / "dropped").iterdir()) for t in tables(path) for row in t.to_pylist()):
         taken[row["reason"]] += 1
         if taken[row["reason"]] <= each:

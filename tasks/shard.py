@@ -8,7 +8,8 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from gpt.errors import UserError
 from gpt.tokenizer import EOT
 from gpt.tokenizer import Tokenizer as Loaded
 from tasks.artifacts import Config, Corpus, Metrics, Shards, Tokenizer
+from tasks.corpus import documents
 from tasks.runtime import progress, say
 from tasks.stage import stage
 from tasks.store import file_digest, link, part
@@ -48,26 +50,17 @@ def shard(out: Path, config: Shard, corpus: Corpus, tokenizer: Tokenizer) -> Met
     made, built = tokenizer.load(), []
     for number, (path, rule) in enumerate(zip(corpus.parts, _rules(config, corpus.parts), strict=True)):
         identity = [file_digest(path), made.digest, rule, number == 0]
-        built.append(part(identity, lambda at, p=path, r=rule, n=number: _encode(at, made, p, r, n == 0)))
+        built.append(part(identity, partial(_encode, made, path, rule, number == 0)))
     totals = {split: sum((Counter(facts[split]) for _, facts in built), Counter()) for split in SPLITS}
     if empty := [split for split in SPLITS if not totals[split]["documents"]]:
         raise UserError(f"shard.val_fraction={config.val_fraction} leaves {empty[0]} no document; change it")
     _publish(out, [folder for folder, _ in built])
-    files = {split: sorted(path.name for path in out.glob(f"{split}-*.bin")) for split in SPLITS}
-    about = {"tokenizer": made.digest, "vocab_size": made.vocab_size, "dtype": _dtype(made).name}
-    about["splits"] = {split: {"files": files[split], **totals[split]} for split in SPLITS}
+    splits = {split: {"files": sorted(p.name for p in out.glob(f"{split}-*.bin")), **totals[split]} for split in SPLITS}
+    about = {"tokenizer": made.digest, "vocab_size": made.vocab_size, "dtype": _dtype(made).name, "splits": splits}
     # Sorted, because a part's facts come in another order from the store than from their making.
     (out / "shards.json").write_text(json.dumps(about, indent=1, sort_keys=True))
     both, each = totals["train"] + totals["val"], {f"data/{split}_tokens": totals[split]["tokens"] for split in SPLITS}
     return {"data/tokens": both["tokens"], **each, "data/bytes_per_token": both["bytes"] / both["tokens"]}
-
-
-def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
-    """(id, text, source) of each document in order, a thousand in memory at a time."""
-    for path in parts:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(1000, columns=["id", "text", "source"]):
-                yield from zip(*(batch[name].to_pylist() for name in ("id", "text", "source")), strict=True)
 
 
 def lot(name: str) -> float:
@@ -91,7 +84,7 @@ def _dtype(made: Loaded) -> np.dtype:
     return np.dtype(np.uint16 if made.vocab_size <= 2**16 else np.uint32)
 
 
-def _encode(folder: Path, made: Loaded, source: Path, rule: float | int, first: bool) -> dict[str, Counter[str]]:
+def _encode(made: Loaded, source: Path, rule: float | int, first: bool, folder: Path) -> dict[str, Counter[str]]:
     """One corpus part as a stream for each split and their index; the first part brings the head of both streams."""
     streams = {split: [np.full(int(first), made.eot, _dtype(made))] for split in SPLITS}
     facts = {split: Counter(tokens=int(first), bytes=0, documents=0) for split in SPLITS}

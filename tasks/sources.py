@@ -7,28 +7,20 @@ Out: `Source` records in a fixed order (the recipe's, then by name); files of eq
 import glob
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt.errors import UserError
 from tasks import pydocs
 from tasks.store import canonical, file_digest
 
-ENDINGS = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "text",
-    ".md": "text",
-}
+ENDINGS = {".parquet": "parquet"} | dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl")
+ENDINGS |= dict.fromkeys((".txt", ".md"), "text")
 BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 KNOWN = f"known are {', '.join(ENDINGS)}, JSON lines also with .gz or .zst, and hf:{'|'.join(BUILDERS)}:FILE"
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """One thing to read. `path` is for messages and provenance; `identity` (JSON) is what enters the key."""
 
     kind: str
@@ -80,12 +72,11 @@ def _files(entry: str, any_ending: bool) -> list[Path]:
     """The files of one entry by name; in a folder those of known endings, hidden ones left out."""
     path = Path(entry).expanduser()
     if path.is_dir():
-        inside = (p for p in sorted(path.rglob("*")) if p.is_file() and "/." not in f"/{p.relative_to(path)}")
-        files = [p for p in inside if any_ending or file_format(p)]
+        shown = (p for p in sorted(path.rglob("*")) if "/." not in f"/{p.relative_to(path)}")
+        named = [p for p in shown if any_ending or file_format(p)]
     else:
-        names = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))
-        files = [p for p in map(Path, names) if p.is_file()]
-    if not files:
+        named = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
+    if not (files := [p for p in named if p.is_file()]):
         raise UserError(f"source {entry!r} names no file that can be read; endings {KNOWN}; mend the path")
     for odd in (p for p in files if not any_ending and not file_format(p)):
         raise UserError(f"source {str(odd)!r} has the ending {odd.suffix!r}; {KNOWN}; convert it or leave it out")
