@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,13 +25,12 @@ DROPPED = pa.schema({"id": STRING, "detail": STRING, "reason": STRING, "score": 
 GROUP_BYTES, GROUP_ROWS = 4 << 20, 4_096
 EXCERPT_CHARS, EXAMPLES, TOP_REASONS = 200, 20, 12
 
-T = TypeVar("T")
+# What a part says of itself: documents, bytes, dropped {reason: count}.
 Facts = dict[str, Any]
-"""What a part says of itself: documents, bytes, dropped {reason: count}."""
+# A part's folder in the store, and its facts.
 Part = tuple[Path, Facts]
-"""A part's folder in the store and its facts."""
+# Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays.
 Verdict = tuple[str, float | None, str | None] | None
-"""Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays."""
 
 
 def tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -46,7 +45,7 @@ def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
         yield from zip(*(table[name].to_pylist() for name in DOCUMENT.names), strict=True)
 
 
-def studied(function: Callable[[pa.Table], Iterable[T]], path: Path) -> Iterator[tuple[dict[str, Any], T]]:
+def studied(function: Callable[[pa.Table], Iterable], path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     """Each row of a part with what `function`, run by the workers on each row group, finds about it."""
     for table, found in progress(spread(function, tables(path)), "row groups"):
         yield from zip(table.to_pylist(), found, strict=True)
@@ -64,8 +63,8 @@ def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[Mapping[str, An
             if stay := [row for row, verdict in group if not verdict]:
                 kept.write_table(pa.Table.from_pylist(stay, schema))
             if gone := [(row["id"], row["text"][:EXCERPT_CHARS], *verdict) for row, verdict in group if verdict]:
-                named = [dict(zip(DROPPED.names, row, strict=True)) for row in gone]
-                dropped.write_table(pa.Table.from_pylist(named, DROPPED))
+                columns = dict(zip(DROPPED.names, zip(*gone, strict=True), strict=True))
+                dropped.write_table(pa.Table.from_pydict(columns, DROPPED))
             documents += len(stay)
             size_bytes += sum(len(row["text"].encode()) for row in stay)
             reasons.update(row[2] for row in gone)

@@ -56,8 +56,7 @@ class Index:
         self.config, self.parts = config, 0
         self.permutations_2K = np.asarray(MinHash(config.num_perm, SEED, scheme="affine32").permutations)
         self.lsh = MinHashLSH(config.threshold, config.num_perm, WEIGHTS)
-        self.ids: list[str] = []
-        self.rows: list[np.ndarray] = []
+        self.ids, self.rows = list[str](), list[np.ndarray]()
 
     def judge(self, name: str, row: np.ndarray) -> Verdict:
         """(exact or near, estimated similarity, kept id) of the most like document, the first of equals; else keep."""

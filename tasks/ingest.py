@@ -18,7 +18,7 @@ from pydantic import Field
 from gpt.errors import UserError
 from tasks import pydocs
 from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import DOCUMENT, EXCERPT_CHARS, Facts, Part, Verdict, place, settle, sift
+from tasks.corpus import DOCUMENT, Facts, Part, Verdict, place, settle, sift
 from tasks.records import BadFile, column_types, rows
 from tasks.runtime import progress, say
 from tasks.sources import Source, find
@@ -120,9 +120,7 @@ def _checked(text: Any, cap_bytes: int) -> tuple[str, str]:
     if not isinstance(text, str | bytes):
         return "", "null" if text is None else "not_text"
     raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
-    if len(raw) > cap_bytes:
-        return raw[: 4 * EXCERPT_CHARS].decode(errors="replace"), "too_long"
     text = raw.decode(errors="replace")
-    if text.encode() != raw:  # bad bytes, or half of a surrogate pair from a JSON escape
-        return text, "invalid_utf8"
-    return text, "empty" if not text.strip() else "nul_character" if "\0" in text else ""
+    good = text.encode() == raw  # else bad bytes, or half of a surrogate pair from a JSON escape
+    faults = {"too_long": len(raw) > cap_bytes, "invalid_utf8": not good, "empty": not text.strip()}
+    return text, next((reason for reason, found in faults.items() if found), "nul_character" if "\0" in text else "")

@@ -19,8 +19,8 @@ from gpt.errors import UserError
 from tasks.sources import Source
 
 Row = tuple[dict[str, Any], str]
+# Decoded bytes per byte on disk from which a file is taken for a bomb; the first 64 MiB are free.
 MAX_RATIO, ROOM_BYTES = 200, 64 << 20
-"""Decoded bytes per byte on disk from which a file is taken for a bomb; the first 64 MiB are free."""
 BATCH_ROWS = 64  # at the cap of 10 MB a document a batch is 640 MB; larger batches are no faster
 BINARY, STRINGS = pa.large_binary(), (pa.string(), pa.large_string(), pa.string_view())
 

@@ -6,11 +6,9 @@ Method: nanoGPT's prepare.py; the validation split hashes the document id, so ne
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -127,10 +125,10 @@ def show(shards: Path, split: str, offset: int, tokenizer: Loaded, width: int = 
     stream, rows, starts = _open(shards, split)
     if not 0 <= offset < len(stream):
         raise UserError(f"offset {offset:,} lies outside of {split}: its {len(stream):,} tokens count from 0")
-    first = max(0, offset - width)
-    window, at = stream.read(first, min(len(stream), offset + width + 1)), offset - first
-    before, token, after = (tokenizer.decode(ids) for ids in (window[:at], window[at : at + 1], window[at + 1 :]))
-    place, number = "the head of the stream", bisect_right(starts, offset) - 1
+    at = min(offset, width)
+    window = stream.read(offset - at, min(len(stream), offset + width + 1))
+    before, token, after = map(tokenizer.decode, np.split(window, [at, at + 1]))
+    place, number = "the head of the stream", np.searchsorted(starts, offset, "right") - 1
     if number >= 0:
         row, inside = rows[number], offset - starts[number]
         place = f"document {row['id']} from {row['source']}, its token {inside:,} of {row['tokens']:,}"
@@ -151,10 +149,10 @@ def inspect(file: Path) -> dict[str, int | str]:
     return {"dtype": tokens.dtype.name, "tokens": len(tokens), "highest": int(tokens.max(initial=0))}
 
 
-def _open(shards: Path, split: str) -> tuple[Stream, list[dict], list[int]]:
+def _open(shards: Path, split: str) -> tuple[Stream, list[dict], np.ndarray]:
     """The split's stream, its index rows, and where each document starts: they follow each other without gaps."""
     stream = Stream(sorted(shards.glob(f"{split}-*.bin")))
     if not len(stream):
         raise UserError(f"{shards} has no shards of split {split!r}; name a Shards folder and train or val")
     rows = pq.read_table(shards / "index.parquet", filters=[("split", "=", split)]).to_pylist()
-    return stream, rows, list(accumulate((row["tokens"] for row in rows), initial=1))
+    return stream, rows, np.cumsum([1, *(row["tokens"] for row in rows)])

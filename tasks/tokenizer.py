@@ -123,6 +123,5 @@ def _openai(name: str) -> dict:
 
 def _folder(ref: str) -> Path:
     """The tokenizer folder that a REF or path names, be it an artifact of its own or inside a checkpoint."""
-    if not (folder := Path(ref)).is_dir():
-        folder = default_store().find(ref)[0]
+    folder = Path(ref) if Path(ref).is_dir() else default_store().find(ref)[0]
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder

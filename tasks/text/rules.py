@@ -12,8 +12,12 @@ import pyarrow as pa
 from tasks.text.words import STOP_WORDS, language, words
 
 BULLETS = ("•", "‣", "●", "◦", "·", "- ", "* ")
+# First word to the listed phrases (words joined by blanks) that begin with it.
 Lexicon = Mapping[str, Sequence[str]]
-"""First word to the listed phrases (words joined by blanks) that begin with it."""
+# Rule to limit; None switches it off.
+Limits = Mapping[str, float | None]
+# A broken rule and the number measured; no document is kept in its place.
+Verdict = tuple[str, float, None] | None
 
 
 class Document(NamedTuple):
@@ -47,18 +51,16 @@ RULES: dict[str, Callable[[Document], float]] = {
     "max_ellipsis_lines": lambda document: document.per_line(lambda line: line.endswith(("...", "…"))),
     "max_repeated": lambda document: 1 - sum(map(len, set(document.lines))) / max(1, sum(map(len, document.lines))),
 }
+# Rules that hold only where the language is detected, since other languages have other words.
 WORD_RULES = tuple(RULES)[1:6]
-"""Rules that hold only where the language is detected, since other languages have other words."""
 
 
-def judge(
-    limits: Mapping[str, float | None], lexicon: Lexicon, table: pa.Table
-) -> list[tuple[str, float, None] | None]:
+def judge(limits: Limits, lexicon: Lexicon, table: pa.Table) -> list[Verdict]:
     """The verdict on each row of a table with a `text` column."""
     return [verdict(read(text, lexicon), limits) for text in table["text"].to_pylist()]
 
 
-def verdict(document: Document, limits: Mapping[str, float | None]) -> tuple[str, float, None] | None:
+def verdict(document: Document, limits: Limits) -> Verdict:
     """(rule, number, no kept id) of the first rule that the document breaks, in the order of RULES; None if none."""
     for name, measure in RULES.items():
         if (limit := limits[name]) is not None and (document.language or name not in WORD_RULES):
