@@ -73,8 +73,7 @@ def chats(out: Path, config: Conversations, tokenizer: Tokenizer) -> Metrics:
         why = next((f", most dropped as: {why}" for why, _ in dropped.most_common(1)), "")
         raise UserError(f"chats keeps {len(kept):,} of {dropped.total() + len(kept):,} conversations{why}; mend that")
     _write(out, kept)
-    heldout = questions([chat for chat, _, _ in kept if chat.held_out])
-    (out / "heldout.json").write_text(json.dumps(heldout, indent=1))
+    (out / "heldout.json").write_text(json.dumps(questions([chat for chat, _, _ in kept if chat.held_out]), indent=1))
     (out / "chats.json").write_text(json.dumps({"tokenizer": made.digest, "vocab_size": made.vocab_size}))
     unseen, size = sum(chat.held_out is True for chat, _, _ in kept), sum(len(ids) for _, ids, _ in kept)
     counts = {"data/conversations": len(kept), "data/heldout_conversations": unseen, "data/dropped": dropped.total()}

@@ -5,16 +5,19 @@ Parquet carries page checksums, checked on reading: without them 134 of 200 flip
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from gpt.errors import UserError
-from tasks.artifacts import Metrics
+from tasks.artifacts import Config, Metrics
 from tasks.runtime import progress
 from tasks.store import link, part
 from tasks.workers import spread
@@ -31,6 +34,13 @@ Facts = dict[str, Any]
 Part = tuple[Path, Facts]
 # Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays.
 Verdict = tuple[str, float | None, str | None] | None
+
+
+class Sieve(Config):
+    """A stage that drops what is no good."""
+
+    max_drop_share: float = Field(0.5, ge=0, le=1)
+    """Stop when a greater share of the documents would go."""
 
 
 def tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -54,11 +64,8 @@ def studied(function: Callable[[pa.Table], Iterable], path: Path) -> Iterator[tu
 def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Facts:
     """Write one part: rows that stay in part.parquet, the others in dropped.parquet with an excerpt; count both."""
     documents, size_bytes, reasons = 0, 0, Counter[str]()
-    form = {"compression": "zstd", "write_page_checksum": True}
-    with (
-        pq.ParquetWriter(folder / "part.parquet", schema, **form) as kept,
-        pq.ParquetWriter(folder / "dropped.parquet", DROPPED, **form) as dropped,
-    ):
+    writer = partial(pq.ParquetWriter, compression="zstd", write_page_checksum=True)
+    with writer(folder / "part.parquet", schema) as kept, writer(folder / "dropped.parquet", DROPPED) as dropped:
         for group in _groups(judged):
             if stay := [row for row, verdict in group if not verdict]:
                 kept.write_table(pa.Table.from_pylist(stay, schema))
@@ -72,7 +79,7 @@ def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[Mapping[str, An
 
 
 def _groups(pairs: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Iterator[list[tuple[Mapping[str, Any], Verdict]]]:
-    """Row groups of about 4 MiB: the most that a reader must hold at once."""
+    """Row groups of about 4 MiB, the most that a reader must hold at once; the last may be empty."""
     group, size = [], 0
     for row, verdict in pairs:
         group.append((row, verdict))
@@ -80,8 +87,7 @@ def _groups(pairs: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Iterator[list
         if size >= GROUP_BYTES or len(group) >= GROUP_ROWS:
             yield group
             group, size = [], 0
-    if group:
-        yield group
+    yield group
 
 
 def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts]) -> Part:
@@ -116,11 +122,9 @@ def settle(out: Path, stage: str, parts: Sequence[Part], max_drop_share: float, 
 
 def _examples(out: Path, each: int) -> list[dict[str, Any]]:
     """The first dropped rows of each reason, with an excerpt of the document kept in a duplicate's place."""
-    taken, examples = Counter[str](), []
-    for row in (row for path in sorted((out / "dropped").iterdir()) for t in tables(path) for row in t.to_pylist()):
-        taken[row["reason"]] += 1
-        if taken[row["reason"]] <= each:
-            examples.append(row)
+    dropped = (row for path in sorted((out / "dropped").iterdir()) for t in tables(path) for row in t.to_pylist())
+    turn = defaultdict[str, Iterator[int]](count)
+    examples = [row for row in dropped if next(turn[row["reason"]]) < each]
     if wanted := {row["kept_id"] for row in examples} - {None}:
         parts = [pq.read_table(p, columns=["id", "text"], filters=[("id", "in", wanted)]) for p in out.glob("part-*")]
         kept = {row["id"]: row["text"][:EXCERPT_CHARS] for table in parts for row in table.to_pylist()}

@@ -6,7 +6,6 @@ order of arrival: of what unverified components remove, a third is like nothing 
 before it, so a corpus that grows at its end gives what one run over all of it would.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import pyarrow.parquet as pq
 from datasketch import LeanMinHash, MinHash, MinHashLSH
 from pydantic import Field
 
-from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import Facts, Part, Verdict, place, settle, sift, studied
+from tasks.artifacts import Corpus, Metrics
+from tasks.corpus import Facts, Part, Sieve, Verdict, place, settle, sift, studied
 from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.store import file_digest, key_of
@@ -26,7 +25,7 @@ SEED, EXACT = 1, 4
 WEIGHTS = (0.1, 0.9)  # candidates are verified: a missed pair costs more than a needless candidate
 
 
-class Dedup(Config):
+class Dedup(Sieve):
     """What counts as a duplicate."""
 
     threshold: float = Field(0.8, gt=0, le=1)
@@ -35,8 +34,6 @@ class Dedup(Config):
     """Words in a row that are compared."""
     num_perm: int = Field(128, ge=16)
     """Permutations: 128 estimate a similarity of 0.8 with a standard deviation of 0.035."""
-    max_drop_share: float = Field(0.5, ge=0, le=1)
-    """Stop when a greater share of the documents would go."""
 
 
 @stage(Corpus, version="1")
@@ -72,7 +69,7 @@ class Index:
         self.rows.append(row)
         return None
 
-    def catch_up(self, parts: Sequence[Part]) -> None:
+    def catch_up(self, parts: list[Part]) -> None:
         """Take in the parts that were reused, so not judged in this run."""
         for folder, _ in parts[self.parts :]:
             names = pq.read_table(folder / "part.parquet", columns=["id"])["id"].to_pylist()
@@ -81,7 +78,7 @@ class Index:
         self.parts = len(parts) + 1  # with the one that is judged next
 
 
-def _build(path: Path, index: Index, before: Sequence[Part], folder: Path) -> Facts:
+def _build(path: Path, index: Index, before: list[Part], folder: Path) -> Facts:
     """One part against the parts before it and itself; its kept rows are left for the parts to come."""
     index.catch_up(before)
     start, signed = len(index.ids), studied(partial(sign, index.permutations_2K, index.config.ngram), path)

@@ -7,14 +7,12 @@ Method: Gopher's rules (Rae et al. 2021); thresholds looser where documentation,
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from gpt.errors import UserError
-from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import Facts, place, settle, sift, studied
+from tasks.artifacts import Corpus, Metrics
+from tasks.corpus import Facts, Sieve, place, settle, sift, studied
 from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.store import file_digest
@@ -24,7 +22,7 @@ from tasks.text.rules import RULES, Lexicon, judge, lexicon
 LISTED = "fuck fucking motherfucker cunt whore slut faggot nigger nigga kike puta hijoputa gilipollas maricón zorra"
 
 
-class Filter(Config):
+class Filter(Sieve):
     """A limit a rule; null switches the rule off."""
 
     min_words: int | None = 40
@@ -51,10 +49,8 @@ class Filter(Config):
     """Most distinct listed words per started thousand words."""
     wordlists: tuple[str, ...] = ()
     """Files of unwanted words and phrases, one a line, matched as whole words; empty takes a small built-in list."""
-    max_drop_share: float = Field(0.5, ge=0, le=1)
-    """Stop when a greater share of the documents would go."""
 
-    def outside(self) -> dict[str, Any]:
+    def outside(self) -> dict[str, list[str]]:
         """The word lists by content."""
         return {"wordlists": [hashlib.sha256(_read(name).encode()).hexdigest() for name in self.wordlists]}
 

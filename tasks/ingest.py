@@ -17,8 +17,8 @@ from pydantic import Field
 
 from gpt.errors import UserError
 from tasks import pydocs
-from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import DOCUMENT, Facts, Part, Verdict, place, settle, sift
+from tasks.artifacts import Corpus, Metrics
+from tasks.corpus import DOCUMENT, Facts, Part, Sieve, Verdict, place, settle, sift
 from tasks.records import BadFile, column_types, rows
 from tasks.runtime import progress, say
 from tasks.sources import Source, find
@@ -26,7 +26,7 @@ from tasks.stage import stage
 from tasks.store import file_digest
 
 
-class Ingest(Config):
+class Ingest(Sieve):
     """What to read and how."""
 
     sources: tuple[str, ...] = ("pydocs",)
@@ -41,8 +41,6 @@ class Ingest(Config):
     """Longer rows are dropped; longer text files are split at blank lines."""
     bad_files: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be read as a whole."""
-    max_drop_share: float = Field(0.5, ge=0, le=1)
-    """Stop when a greater share of the rows is unusable."""
 
     def outside(self) -> dict[str, Any]:
         """The sources by content."""
@@ -121,6 +119,7 @@ def _checked(text: Any, cap_bytes: int) -> tuple[str, str]:
         return "", "null" if text is None else "not_text"
     raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
     text = raw.decode(errors="replace")
-    good = text.encode() == raw  # else bad bytes, or half of a surrogate pair from a JSON escape
-    faults = {"too_long": len(raw) > cap_bytes, "invalid_utf8": not good, "empty": not text.strip()}
-    return text, next((reason for reason, found in faults.items() if found), "nul_character" if "\0" in text else "")
+    # What does not come back the same had bad bytes, or half of a surrogate pair from a JSON escape.
+    faults = {"too_long": len(raw) > cap_bytes, "invalid_utf8": text.encode() != raw}
+    faults |= {"empty": not text.strip(), "nul_character": "\0" in text}
+    return text, next((reason for reason, found in faults.items() if found), "")

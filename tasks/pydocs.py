@@ -102,8 +102,7 @@ def _describe(heading: str, node: ast.Module | ast.ClassDef) -> tuple[str, str, 
 
 
 def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
-    return f"({ast.unparse(function.args)}){returns}"
+    return f"({ast.unparse(function.args)})" + (f" -> {ast.unparse(function.returns)}" if function.returns else "")
 
 
 def _pack(heading: str, doc: str, members: list[Member]) -> list[str]:

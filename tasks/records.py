@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +35,7 @@ def rows(source: Source, columns: Sequence[str], cap_bytes: int) -> Iterator[Row
     """
     readers = {"parquet": _parquet_rows, "jsonl": _json_rows, "text": _text_rows}
     with _readable(source):
-        yield from readers.get(source.format, _hugging_face_rows)(source, columns, cap_bytes)
+        yield from readers.get(source.format.partition(".")[0], _hugging_face_rows)(source, columns, cap_bytes)
 
 
 def column_types(source: Source) -> dict[str, str]:
@@ -71,7 +70,7 @@ def _parquet_rows(source: Source, columns: Sequence[str], _: int) -> Iterator[Ro
             # Strings as binary: Arrow does not check UTF-8 on reading, and `to_pylist` would fail for the whole batch.
             plain = [array.cast(BINARY) if _is_text(array.type) else array for array in map(batch.column, names)]
             decoded += sum(array.nbytes for array in plain)
-            _check_ratio(source, decoded, source.size_bytes)
+            _check_ratio(source, decoded)
             for values in zip(*(array.to_pylist() for array in plain), strict=True):
                 yield dict(zip(names, map(_text, values), strict=True)), ""
 
@@ -87,20 +86,18 @@ def _text(value: Any) -> Any:
         return value
 
 
-def _check_ratio(source: Source, decoded: int, packed: int) -> None:
-    if decoded > ROOM_BYTES + MAX_RATIO * packed:
+def _check_ratio(source: Source, decoded: int) -> None:
+    if decoded > ROOM_BYTES + MAX_RATIO * source.size_bytes:
         what = f"{source.path} unpacks to more than {MAX_RATIO} times its size, {decoded >> 20:,} MiB so far"
         raise BadFile(f"{what}, as only bombs do; unpack it by hand or leave it out")
 
 
 def _json_rows(source: Source, _: Sequence[str], cap_bytes: int) -> Iterator[Row]:
-    packing, decoded, inside = {".gz": "gzip", ".zst": "zstd"}.get(Path(source.path).suffix), 0, False
-    with open(source.path, "rb") as raw:
-        stream = io.BufferedReader(pa.input_stream(raw, compression=packing), 1 << 20) if packing else raw
+    packing, decoded, inside = {"jsonl.gz": "gzip", "jsonl.zst": "zstd"}.get(source.format), 0, False
+    with io.BufferedReader(pa.input_stream(source.path, compression=packing), 1 << 20) as stream:
         while piece := stream.readline(4 * cap_bytes):
             decoded += len(piece)
-            if packing:
-                _check_ratio(source, decoded, raw.tell())
+            _check_ratio(source, decoded)
             whole = piece.endswith(b"\n") or len(piece) < 4 * cap_bytes
             if not inside and piece.strip():
                 yield _parsed(piece) if whole else ({}, "too_long")
@@ -138,8 +135,8 @@ def _cut(piece: bytes) -> int:
 def _hugging_face_rows(source: Source, *_: Any) -> Iterator[Row]:
     import datasets
 
-    named, file = source.identity, str(Path(source.path).absolute())
-    asked: dict[str, Any] = {"path": source.format.removeprefix("hf:"), "data_files": file, "split": "train"}
+    asked: dict[str, Any] = {"path": source.format.removeprefix("hf:"), "data_files": source.path, "split": "train"}
     if source.kind == "hub":
+        named = source.identity
         asked = {"path": named["hub"], "name": named["config"], "revision": named["commit"], "split": named["split"]}
     yield from ((row, "") for row in datasets.load_dataset(**asked, streaming=True))

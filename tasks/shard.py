@@ -19,7 +19,6 @@ from pydantic import Field
 
 from gpt.data import Stream, read_shard, write_shard
 from gpt.errors import UserError
-from gpt.tokenizer import EOT
 from gpt.tokenizer import Tokenizer as Loaded
 from tasks.artifacts import Config, Corpus, Metrics, Shards, Tokenizer
 from tasks.corpus import documents
@@ -100,13 +99,12 @@ def _encode(made: Loaded, source: Path, rule: float | int, first: bool, folder: 
     return facts
 
 
-def _pieces(name: str, text: str, rule: float | int, start: int) -> Iterator[tuple[str, str]]:
+def _pieces(name: str, text: str, rule: float | int, start: int) -> list[tuple[str, str]]:
     """(split, text) of one document: whole to one split by its lot, or cut where training ends."""
     if isinstance(rule, float):
-        yield "val" if lot(name) < rule else "train", text
-    else:
-        cut = max(0, rule - start)
-        yield from ((split, piece) for split, piece in zip(SPLITS, (text[:cut], text[cut:]), strict=True) if piece)
+        return [("val" if lot(name) < rule else "train", text)]
+    cut = max(0, rule - start)
+    return [(split, piece) for split, piece in zip(SPLITS, (text[:cut], text[cut:]), strict=True) if piece]
 
 
 def _publish(out: Path, folders: list[Path]) -> None:
@@ -138,7 +136,7 @@ def show(shards: Path, split: str, offset: int, tokenizer: Loaded, width: int = 
 def text(shards: Path, split: str, tokenizer: Loaded) -> Iterator[str]:
     """A split's whole stream, document by document: `<|endoftext|>` at its head and after each document."""
     stream, rows, starts = _open(shards, split)
-    yield EOT
+    yield tokenizer.decode(stream.read(0, 1))
     for row, start in zip(rows, starts, strict=False):
         yield tokenizer.decode(stream.read(start, start + row["tokens"]))
 

@@ -14,10 +14,10 @@ from gpt.errors import UserError
 from tasks import pydocs
 from tasks.store import canonical, file_digest
 
-ENDINGS = {".parquet": "parquet"} | dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl")
-ENDINGS |= dict.fromkeys((".txt", ".md"), "text")
+ENDINGS = {".parquet": "parquet", ".txt": "text", ".md": "text"}
+ENDINGS |= {end + packed: f"jsonl{packed}" for end in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst")}
 BUILDERS = ("arrow", "csv", "json", "parquet", "text")
-KNOWN = f"known are {', '.join(ENDINGS)}, JSON lines also with .gz or .zst, and hf:{'|'.join(BUILDERS)}:FILE"
+KNOWN = f"known are {', '.join(ENDINGS)}, and hf:{'|'.join(BUILDERS)}:FILE"
 
 
 class Source(NamedTuple):
@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
     kind: str  # file, hub or pydocs
     path: str
-    format: str  # parquet, jsonl, text, hub, pydocs, or `hf:` and a builder of Hugging Face datasets
+    format: str  # a value of ENDINGS, hub, pydocs, or `hf:` and a builder of Hugging Face datasets
     digest: str  # sha256 of the file, or of the identity of what is no file
     size_bytes: int  # on disk; 0 where that is unknown
     identity: dict[str, Any]
@@ -46,22 +46,20 @@ def find(sources: Sequence[str], max_mb: float = 8.0, note: Callable[[str], obje
 
 
 def _resolve(entry: str, max_mb: float) -> Iterator[Source]:
-    head, *rest = entry.split(":")
-    builder = rest[0] if head == "hf" and rest and rest[0] in BUILDERS else ""
-    if entry == "pydocs":
-        yield _abstract("pydocs", entry, {"pydocs": pydocs.fingerprint(max_mb)})
-    elif head == "hf" and not builder and 1 <= len(rest) <= 3:
-        yield _abstract("hub", entry, _hub(entry, *rest))
-    else:
-        for path in _files(":".join(rest[1:]) if builder else entry, bool(builder)):
-            yield _file(path, f"hf:{builder}" if builder else file_format(path))
+    match entry.split(":"):
+        case ["pydocs"]:
+            yield _abstract("pydocs", entry, {"pydocs": pydocs.fingerprint(max_mb)})
+        case ["hf", builder, *files] if builder in BUILDERS:
+            yield from (_file(path, f"hf:{builder}") for path in _files(":".join(files), any_ending=True))
+        case ["hf", name, *options] if len(options) <= 2:
+            yield _abstract("hub", entry, _hub(entry, name, *options))
+        case _:
+            yield from (_file(path, file_format(path)) for path in _files(entry, any_ending=False))
 
 
 def file_format(path: Path) -> str:
     """What the ending promises; empty where it is unknown."""
-    packed = path.suffix in (".gz", ".zst")
-    kind = ENDINGS.get(Path(path.stem).suffix.lower() if packed else path.suffix.lower(), "")
-    return kind if kind == "jsonl" or not packed else ""
+    return next((kind for ending, kind in ENDINGS.items() if path.name.lower().endswith(ending)), "")
 
 
 def _files(entry: str, any_ending: bool) -> list[Path]:
@@ -84,9 +82,7 @@ def _file(path: Path, kind: str) -> Source:
         digest = file_digest(path)
     except OSError as error:
         raise UserError(f"source {str(path)!r} cannot be read ({error.strerror}); mend it or leave it out") from error
-    packing = path.suffix if kind == "jsonl" and path.suffix in (".gz", ".zst") else ""  # decides how it is read
-    identity = {"sha256": digest, "format": kind + packing}
-    return Source("file", str(path), kind, digest, path.stat().st_size, identity)
+    return Source("file", str(path), kind, digest, path.stat().st_size, {"sha256": digest, "format": kind})
 
 
 def _hub(entry: str, name: str, config: str = "", split: str = "") -> dict[str, Any]:
