@@ -28,16 +28,16 @@ DROPPED = pa.schema({"id": STRING, "detail": STRING, "reason": STRING, "score": 
 GROUP_BYTES, GROUP_ROWS = 4 << 20, 4_096
 EXCERPT_CHARS, EXAMPLES, TOP_REASONS = 200, 20, 12
 
-# What a part says of itself: documents, bytes, dropped {reason: count}.
 Facts = dict[str, Any]
-# A part's folder in the store, and its facts.
+"""What a part says of itself: documents, bytes, dropped {reason: count}."""
 Part = tuple[Path, Facts]
-# Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays.
+"""A part's folder in the store, and its facts."""
 Verdict = tuple[str, float | None, str | None] | None
+"""Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays."""
 
 
 class Sieve(Config):
-    """A stage that drops what is no good."""
+    """Settings of a stage that drops what is no good."""
 
     max_drop_share: float = Field(0.5, ge=0, le=1)
     """Stop when a greater share of the documents would go."""

@@ -18,8 +18,8 @@ from tasks.stage import stage
 from tasks.store import file_digest
 from tasks.text.rules import RULES, Lexicon, judge, lexicon
 
-# The built-in list: a floor, not a toxicity filter. Real lists come by `wordlists`.
 LISTED = "fuck fucking motherfucker cunt whore slut faggot nigger nigga kike puta hijoputa gilipollas maricón zorra"
+"""The built-in list: a floor, not a toxicity filter. Real lists come by `wordlists`."""
 
 
 class Filter(Sieve):

@@ -119,7 +119,8 @@ def _checked(text: Any, cap_bytes: int) -> tuple[str, str]:
         return "", "null" if text is None else "not_text"
     raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
     text = raw.decode(errors="replace")
-    # What does not come back the same had bad bytes, or half of a surrogate pair from a JSON escape.
-    faults = {"too_long": len(raw) > cap_bytes, "invalid_utf8": text.encode() != raw}
-    faults |= {"empty": not text.strip(), "nul_character": "\0" in text}
-    return text, next((reason for reason, found in faults.items() if found), "")
+    if len(raw) > cap_bytes:
+        return text, "too_long"
+    if text.encode() != raw:  # bad bytes, or half of a surrogate pair from a JSON escape
+        return text, "invalid_utf8"
+    return text, "empty" if not text.strip() else "nul_character" if "\0" in text else ""

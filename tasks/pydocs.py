@@ -20,10 +20,10 @@ FIRST = ("numpy", "pandas", "networkx", "scikit-learn", "scipy", "matplotlib")  
 SKIPPED = {"test", "tests", "idle_test", "conftest.py", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
 PIECE_CHARS, SHORTEST_CHARS = 1_200, 200
 
-# Distribution as name==version, dotted module name, file.
 Module = tuple[str, str, Path]
-# A function's qualified name, signature and docstring.
+"""Distribution as name==version, dotted module name, file."""
 Member = tuple[str, str, str]
+"""A function's qualified name, signature and docstring."""
 
 
 def fingerprint(max_mb: float) -> str:

@@ -18,8 +18,8 @@ from gpt.errors import UserError
 from tasks.sources import Source
 
 Row = tuple[dict[str, Any], str]
-# Decoded bytes per byte on disk from which a file is taken for a bomb; the first 64 MiB are free.
 MAX_RATIO, ROOM_BYTES = 200, 64 << 20
+"""Decoded bytes per byte on disk from which a file is taken for a bomb; the first 64 MiB are free."""
 BATCH_ROWS = 64  # at the cap of 10 MB a document a batch is 640 MB; larger batches are no faster
 BINARY, STRINGS = pa.large_binary(), (pa.string(), pa.large_string(), pa.string_view())
 
@@ -42,8 +42,7 @@ def column_types(source: Source) -> dict[str, str]:
     """Columns and their types, `text` for strings: by schema in parquet, else by the first row that can be read."""
     if source.format == "parquet":
         with _readable(source):
-            fields = pq.read_schema(source.path)
-        return {field.name: "text" if _is_text(field.type) else str(field.type) for field in fields}
+            return {f.name: "text" if _is_text(f.type) else str(f.type) for f in pq.read_schema(source.path)}
     first = next((row for row, reason in rows(source, ("text",), 10_000_000) if not reason), {})
     return {name: "text" if isinstance(value, str) else type(value).__name__ for name, value in first.items()}
 
@@ -106,11 +105,9 @@ def _json_rows(source: Source, _: Sequence[str], cap_bytes: int) -> Iterator[Row
 
 def _parsed(line: bytes) -> Row:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return {}, "invalid_utf8"
-    except (ValueError, RecursionError):
-        return {}, "not_json"
+        value = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
+    except (ValueError, RecursionError) as error:
+        return {}, "invalid_utf8" if isinstance(error, UnicodeDecodeError) else "not_json"
     return (value, "") if isinstance(value, dict) else ({}, "not_an_object")
 
 

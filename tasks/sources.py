@@ -23,11 +23,15 @@ KNOWN = f"known are {', '.join(ENDINGS)}, and hf:{'|'.join(BUILDERS)}:FILE"
 class Source(NamedTuple):
     """One thing to read. `path` is for messages and provenance; `identity` (JSON) is what enters the key."""
 
-    kind: str  # file, hub or pydocs
+    kind: str
+    """file, hub or pydocs."""
     path: str
-    format: str  # a value of ENDINGS, hub, pydocs, or `hf:` and a builder of Hugging Face datasets
-    digest: str  # sha256 of the file, or of the identity of what is no file
-    size_bytes: int  # on disk; 0 where that is unknown
+    format: str
+    """What ENDINGS says, hub, pydocs, or `hf:` and a builder of Hugging Face datasets."""
+    digest: str
+    """sha256 of the file, or of the identity of what is no file."""
+    size_bytes: int
+    """On disk; 0 where that is unknown."""
     identity: dict[str, Any]
 
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 from tasks.text.words import STOP_WORDS, language, words
 
 BULLETS = ("•", "‣", "●", "◦", "·", "- ", "* ")
-# First word to the listed phrases (words joined by blanks) that begin with it.
 Lexicon = Mapping[str, Sequence[str]]
-# Rule to limit; None switches it off.
+"""First word to the listed phrases (words joined by blanks) that begin with it."""
 Limits = Mapping[str, float | None]
-# A broken rule and the number measured; no document is kept in its place.
+"""Rule to limit; None switches it off."""
 Verdict = tuple[str, float, None] | None
+"""A broken rule and the number measured (no document is kept in its place), or None."""
 
 
 class Document(NamedTuple):
@@ -51,8 +51,8 @@ RULES: dict[str, Callable[[Document], float]] = {
     "max_ellipsis_lines": lambda document: document.per_line(lambda line: line.endswith(("...", "…"))),
     "max_repeated": lambda document: 1 - sum(map(len, set(document.lines))) / max(1, sum(map(len, document.lines))),
 }
-# Rules that hold only where the language is detected, since other languages have other words.
 WORD_RULES = tuple(RULES)[1:6]
+"""Rules that hold only where the language is detected, since other languages have other words."""
 
 
 def judge(limits: Limits, lexicon: Lexicon, table: pa.Table) -> list[Verdict]:

@@ -10,8 +10,8 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]
 ENGLISH = "the of and to in is that it for was as with be on by are this at from or have an which not"
 SPANISH = "de la que el en y los del las se por un con una su para es al lo como más pero sus le"
 STOP_WORDS = {"en": frozenset(WORD.findall(ENGLISH)), "es": frozenset(WORD.findall(SPANISH))}
-# Stop words among the words from which a language counts as detected; running text has 0.3 to 0.5, API lists 0.1.
 LEAST_SHARE = 0.05
+"""Stop words among the words from which a language counts as detected; running text has 0.3 to 0.5, API lists 0.1."""
 
 
 def words(text: str) -> list[str]:
