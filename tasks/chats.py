@@ -60,8 +60,7 @@ class Conversations(Config):
 @stage(Chats, version="1")
 def chats(out: Path, config: Conversations, tokenizer: Tokenizer) -> Metrics:
     """Gather conversations, mark what the assistant says as the thing to learn, hold some questions out."""
-    made, dropped = tokenizer.load(), Counter()
-    kept: list[tuple[Chat, list[int], list[int]]] = []
+    made, dropped, kept = tokenizer.load(), Counter[str](), list[tuple[Chat, list[int], list[int]]]()
     for chat, trouble in progress(_gather(config), "conversations"):
         reason = trouble or fault(chat.messages)
         ids, mask = ([], []) if reason else render(made, chat.messages)
@@ -74,8 +73,7 @@ def chats(out: Path, config: Conversations, tokenizer: Tokenizer) -> Metrics:
         why = next((f", most dropped as: {why}" for why, _ in dropped.most_common(1)), "")
         raise UserError(f"chats keeps {len(kept):,} of {dropped.total() + len(kept):,} conversations{why}; mend that")
     _write(out, kept)
-    heldout = questions([chat for chat, _, _ in kept if chat.held_out])
-    (out / "heldout.json").write_text(json.dumps(heldout, indent=1))
+    (out / "heldout.json").write_text(json.dumps(questions([chat for chat, _, _ in kept if chat.held_out]), indent=1))
     (out / "chats.json").write_text(json.dumps({"tokenizer": made.digest, "vocab_size": made.vocab_size}))
     unseen, size = sum(chat.held_out is True for chat, _, _ in kept), sum(len(ids) for _, ids, _ in kept)
     counts = {"data/conversations": len(kept), "data/heldout_conversations": unseen, "data/dropped": dropped.total()}
@@ -130,15 +128,12 @@ def _gather(config: Conversations) -> Iterator[tuple[Chat, str]]:
     if "demo" in config.sources:
         yield from ((chat, "") for chat in demo_chats(config.demo_functions, config.demo_sums))
     for source in _files(config):
-        first = next((row for row in rows(source, COLUMNS, MAX_BYTES) if isinstance(row, dict)), {})
-        found = column_types(source) if source.format == "parquet" else first
-        if not any(set(shape) <= found.keys() for shape in SHAPES):
+        found = column_types(source)
+        if not any(found.keys() >= set(shape) for shape in SHAPES):
             columns, known = ", ".join(found) or "(none)", " or ".join(map(" and ".join, SHAPES))
             raise UserError(f"chats.sources: {source.path} has columns {columns}; needed are {known}")
-        for row in rows(source, COLUMNS, MAX_BYTES):
-            read = {} if isinstance(row, str) else row
-            chat = Chat(_messages(read), source.digest[:16], annotator=str(read.get("annotator") or ""))
-            yield chat, "" if read else str(row)
+        for row, trouble in rows(source, COLUMNS, MAX_BYTES):
+            yield Chat(_messages(row), source.digest[:16], annotator=str(row.get("annotator") or "")), trouble
 
 
 def _messages(row: dict[str, Any]) -> Any:

@@ -5,18 +5,23 @@ Parquet carries page checksums, checked on reading: without them 134 of 200 flip
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from gpt.errors import UserError
-from tasks.artifacts import Metrics
+from tasks.artifacts import Config, Metrics
 from tasks.files import link
+from tasks.runtime import progress
 from tasks.store import part
+from tasks.workers import spread
 
 STRING, DOUBLE = pa.string(), pa.float64()
 DOCUMENT = pa.schema({"id": STRING, "text": STRING, "source": STRING})
@@ -26,30 +31,48 @@ EXCERPT_CHARS, EXAMPLES, TOP_REASONS = 200, 20, 12
 
 Facts = dict[str, Any]
 """What a part says of itself: documents, bytes, dropped {reason: count}."""
+Part = tuple[Path, Facts]
+"""A part's folder in the store, and its facts."""
 Verdict = tuple[str, float | None, str | None] | None
 """Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays."""
 
 
-def tables(path: Path) -> Iterator[pa.Table]:
+class Sieve(Config):
+    """Settings of a stage that drops what is no good."""
+
+    max_drop_share: float = Field(0.5, ge=0, le=1)
+    """Stop when a greater share of the documents would go."""
+
+
+def tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """A part's row groups in order, page checksums verified."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from map(file.read_row_group, range(file.num_row_groups))
+        yield from (file.read_row_group(number, columns) for number in range(file.num_row_groups))
+
+
+def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
+    """(id, text, source) of each document in order, a row group in memory at a time."""
+    for table in (table for path in parts for table in tables(path, DOCUMENT.names)):
+        yield from zip(*(table[name].to_pylist() for name in DOCUMENT.names), strict=True)
+
+
+def studied(function: Callable[[pa.Table], Iterable], path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Each row of a part with what `function`, run by the workers on each row group, finds about it."""
+    for table, found in progress(spread(function, tables(path)), "row groups"):
+        yield from zip(table.to_pylist(), found, strict=True)
 
 
 def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Facts:
     """Write one part: rows that stay in part.parquet, the others in dropped.parquet with an excerpt; count both."""
     documents, size_bytes, reasons = 0, 0, Counter[str]()
-    form = {"compression": "zstd", "write_page_checksum": True}
-    with (
-        pq.ParquetWriter(folder / "part.parquet", schema, **form) as kept,
-        pq.ParquetWriter(folder / "dropped.parquet", DROPPED, **form) as dropped,
-    ):
+    writer = partial(pq.ParquetWriter, compression="zstd", write_page_checksum=True)
+    with writer(folder / "part.parquet", schema) as kept, writer(folder / "dropped.parquet", DROPPED) as dropped:
         for group in _groups(judged):
             if stay := [row for row, verdict in group if not verdict]:
                 kept.write_table(pa.Table.from_pylist(stay, schema))
             if gone := [(row["id"], row["text"][:EXCERPT_CHARS], *verdict) for row, verdict in group if verdict]:
-                named = [dict(zip(DROPPED.names, row, strict=True)) for row in gone]
-                dropped.write_table(pa.Table.from_pylist(named, DROPPED))
+                columns = dict(zip(DROPPED.names, zip(*gone, strict=True), strict=True))
+                dropped.write_table(pa.Table.from_pydict(columns, DROPPED))
             documents += len(stay)
             size_bytes += sum(len(row["text"].encode()) for row in stay)
             reasons.update(row[2] for row in gone)
@@ -57,7 +80,7 @@ def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[Mapping[str, An
 
 
 def _groups(pairs: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Iterator[list[tuple[Mapping[str, Any], Verdict]]]:
-    """Row groups of about 4 MiB: the most that a reader must hold at once."""
+    """Row groups of about 4 MiB, the most that a reader must hold at once; the last may be empty."""
     group, size = [], 0
     for row, verdict in pairs:
         group.append((row, verdict))
@@ -65,25 +88,24 @@ def _groups(pairs: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Iterator[list
         if size >= GROUP_BYTES or len(group) >= GROUP_ROWS:
             yield group
             group, size = [], 0
-    if group:
-        yield group
+    yield group
 
 
-def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts]) -> tuple[Path, Facts]:
-    """Build or reuse one part and link its two files into the artifact; returns the part's folder and facts."""
+def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts]) -> Part:
+    """Build or reuse one part and link its two files into the artifact."""
     folder, facts = part(identity, build)
     link(folder / "part.parquet", out / f"part-{number:05d}.parquet")
     link(folder / "dropped.parquet", out / "dropped" / f"part-{number:05d}.parquet")
     return folder, facts
 
 
-def settle(out: Path, stage: str, parts: Sequence[Facts], max_drop_share: float, way_out: str) -> Metrics:
+def settle(out: Path, stage: str, parts: Sequence[Part], max_drop_share: float, way_out: str) -> Metrics:
     """Count what stayed and what went, write `report/examples.json`; stop where too much went.
 
     Raises UserError when the dropped share is above `max_drop_share` or nothing is left; `way_out` may name {reason}.
     """
-    documents, size_bytes = (sum(facts[name] for facts in parts) for name in ("documents", "bytes"))
-    reasons = sum((Counter(facts["dropped"]) for facts in parts), Counter())
+    documents, size_bytes = (sum(facts[name] for _, facts in parts) for name in ("documents", "bytes"))
+    reasons = sum((Counter(facts["dropped"]) for _, facts in parts), Counter())
     dropped, top = reasons.total(), sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:TOP_REASONS]
     share = dropped / max(1, documents + dropped)
     if share > max_drop_share or not documents:
@@ -101,12 +123,9 @@ def settle(out: Path, stage: str, parts: Sequence[Facts], max_drop_share: float,
 
 def _examples(out: Path, each: int) -> list[dict[str, Any]]:
     """The first dropped rows of each reason, with an excerpt of the document kept in a duplicate's place."""
-    taken: Counter[str] = Counter()
-    examples = []
-    for row in (row for path in sorted((out / "dropped").iterdir()) for t in tables(path) for row in t.to_pylist()):
-        taken[row["reason"]] += 1
-        if taken[row["reason"]] <= each:
-            examples.append(row)
+    dropped = (row for path in sorted((out / "dropped").iterdir()) for t in tables(path) for row in t.to_pylist())
+    turn = defaultdict[str, Iterator[int]](count)
+    examples = [row for row in dropped if next(turn[row["reason"]]) < each]
     if wanted := {row["kept_id"] for row in examples} - {None}:
         parts = [pq.read_table(p, columns=["id", "text"], filters=[("id", "in", wanted)]) for p in out.glob("part-*")]
         kept = {row["id"]: row["text"][:EXCERPT_CHARS] for table in parts for row in table.to_pylist()}

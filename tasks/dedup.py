@@ -6,30 +6,27 @@ order of arrival: of what unverified components remove, a third is like nothing 
 before it, so a corpus that grows at its end gives what one run over all of it would.
 """
 
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from datasketch import LeanMinHash, MinHash, MinHashLSH
 from pydantic import Field
 
-from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import Facts, Verdict, place, settle, sift, tables
+from tasks.artifacts import Corpus, Metrics
+from tasks.corpus import Facts, Part, Sieve, Verdict, place, settle, sift, studied
 from tasks.files import file_digest
 from tasks.manifest import key_of
 from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.text.minhash import sign
-from tasks.workers import spread
 
 SEED, EXACT = 1, 4
 WEIGHTS = (0.1, 0.9)  # candidates are verified: a missed pair costs more than a needless candidate
 
 
-class Dedup(Config):
+class Dedup(Sieve):
     """What counts as a duplicate."""
 
     threshold: float = Field(0.8, gt=0, le=1)
@@ -38,19 +35,15 @@ class Dedup(Config):
     """Words in a row that are compared."""
     num_perm: int = Field(128, ge=16)
     """Permutations: 128 estimate a similarity of 0.8 with a standard deviation of 0.035."""
-    max_drop_share: float = Field(0.5, ge=0, le=1)
-    """Stop when a greater share of the documents would go."""
 
 
 @stage(Corpus, version="1")
 def dedup(out: Path, config: Dedup, corpus: Corpus) -> Metrics:
     """Drop exact and near-duplicates, naming the document kept for each."""
-    index, identity, done, parts = Index(config), config.model_dump_json(exclude={"max_drop_share"}), [], []
+    index, identity, parts = Index(config), config.model_dump_json(exclude={"max_drop_share"}), []
     for number, path in enumerate(progress(corpus.parts, "parts", len(corpus.parts))):
         identity = key_of(identity, file_digest(path))  # a chain: a part depends on all parts before it
-        folder, facts = place(out, number, identity, partial(_build, path, index, tuple(done)))
-        done.append(folder)
-        parts.append(facts)
+        parts.append(place(out, number, identity, partial(_build, path, index, parts)))
     return settle(out, "dedup", parts, config.max_drop_share, "raise dedup.threshold")
 
 
@@ -61,8 +54,7 @@ class Index:
         self.config, self.parts = config, 0
         self.permutations_2K = np.asarray(MinHash(config.num_perm, SEED, scheme="affine32").permutations)
         self.lsh = MinHashLSH(config.threshold, config.num_perm, WEIGHTS)
-        self.ids: list[str] = []
-        self.rows: list[np.ndarray] = []
+        self.ids, self.rows = list[str](), list[np.ndarray]()
 
     def judge(self, name: str, row: np.ndarray) -> Verdict:
         """(exact or near, estimated similarity, kept id) of the most like document, the first of equals; else keep."""
@@ -78,27 +70,19 @@ class Index:
         self.rows.append(row)
         return None
 
-    def catch_up(self, folders: Sequence[Path]) -> None:
+    def catch_up(self, parts: list[Part]) -> None:
         """Take in the parts that were reused, so not judged in this run."""
-        for folder in folders[self.parts :]:
+        for folder, _ in parts[self.parts :]:
             names = pq.read_table(folder / "part.parquet", columns=["id"])["id"].to_pylist()
             for name, row in zip(names, np.load(folder / "rows.npy"), strict=True):
                 self.judge(name, row)
-        self.parts = len(folders)
+        self.parts = len(parts) + 1  # with the one that is judged next
 
 
-def _build(path: Path, index: Index, before: Sequence[Path], folder: Path) -> Facts:
+def _build(path: Path, index: Index, before: list[Part], folder: Path) -> Facts:
     """One part against the parts before it and itself; its kept rows are left for the parts to come."""
     index.catch_up(before)
-    start = len(index.ids)
-    facts = sift(folder, pq.read_schema(path), _judged(path, index))
+    start, signed = len(index.ids), studied(partial(sign, index.permutations_2K, index.config.ngram), path)
+    facts = sift(folder, pq.read_schema(path), ((row, index.judge(row["id"], signature)) for row, signature in signed))
     np.save(folder / "rows.npy", np.array(index.rows[start:], np.uint32).reshape(-1, index.config.num_perm + EXACT))
-    index.parts += 1
     return facts
-
-
-def _judged(path: Path, index: Index) -> Iterator[tuple[dict[str, Any], Verdict]]:
-    work = partial(sign, index.permutations_2K, index.config.ngram)
-    for table, rows in progress(spread(work, tables(path)), "row groups"):
-        for document, row in zip(table.to_pylist(), rows, strict=True):
-            yield document, index.judge(document["id"], row)

@@ -7,25 +7,22 @@ Method: Gopher's rules (Rae et al. 2021); thresholds looser where documentation,
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from gpt.errors import UserError
-from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import Facts, place, settle, sift, tables
+from tasks.artifacts import Corpus, Metrics
+from tasks.corpus import Facts, Sieve, place, settle, sift, studied
 from tasks.files import file_digest
 from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.text.rules import RULES, Lexicon, judge, lexicon
-from tasks.workers import spread
 
 LISTED = "fuck fucking motherfucker cunt whore slut faggot nigger nigga kike puta hijoputa gilipollas maricón zorra"
 """The built-in list: a floor, not a toxicity filter. Real lists come by `wordlists`."""
 
 
-class Filter(Config):
+class Filter(Sieve):
     """A limit a rule; null switches the rule off."""
 
     min_words: int | None = 40
@@ -52,10 +49,8 @@ class Filter(Config):
     """Most distinct listed words per started thousand words."""
     wordlists: tuple[str, ...] = ()
     """Files of unwanted words and phrases, one a line, matched as whole words; empty takes a small built-in list."""
-    max_drop_share: float = Field(0.5, ge=0, le=1)
-    """Stop when a greater share of the documents would go."""
 
-    def outside(self) -> dict[str, Any]:
+    def outside(self) -> dict[str, list[str]]:
         """The word lists by content."""
         return {"wordlists": [hashlib.sha256(_read(name).encode()).hexdigest() for name in self.wordlists]}
 
@@ -65,25 +60,19 @@ def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
     """Drop documents that break a quality rule or hold too many listed words, each with its reason."""
     words = lexicon([line for name in config.wordlists for line in _read(name).splitlines()] or LISTED.split())
     limits = {name: getattr(config, name) for name in RULES}
-    parts = [
-        place(out, number, [file_digest(path), limits, words], partial(_build, path, limits, words))[1]
-        for number, path in enumerate(progress(corpus.parts, "parts", len(corpus.parts)))
-    ]
-    way_out = "loosen filter.{reason} (null switches it off)"
-    return settle(out, "filter", parts, config.max_drop_share, way_out)
+    parts = []
+    for number, path in enumerate(progress(corpus.parts, "parts", len(corpus.parts))):
+        parts.append(place(out, number, [file_digest(path), limits, words], partial(_build, path, limits, words)))
+    return settle(out, "filter", parts, config.max_drop_share, "loosen filter.{reason} (null switches it off)")
 
 
 def _build(path: Path, limits: dict[str, float | None], words: Lexicon, folder: Path) -> Facts:
-    """One part, judged by the workers row group by row group."""
-    judged = progress(spread(partial(judge, limits, words), tables(path)), "row groups")
-    pairs = (pair for table, verdicts in judged for pair in zip(table.to_pylist(), verdicts, strict=True))
-    return sift(folder, pq.read_schema(path), pairs)
+    return sift(folder, pq.read_schema(path), studied(partial(judge, limits, words), path))
 
 
 def _read(name: str) -> str:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"filter.wordlists: {name!r} is no UTF-8 text file ({error}); mend it or leave it out"
-        ) from error
+        what = f"filter.wordlists: {name!r} is no UTF-8 text file ({error})"
+        raise UserError(f"{what}; mend it or leave it out") from error

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from gpt.errors import UserError
 from tasks import pydocs
-from tasks.artifacts import Config, Corpus, Metrics
-from tasks.corpus import DOCUMENT, EXCERPT_CHARS, Facts, Verdict, place, settle, sift
+from tasks.artifacts import Corpus, Metrics
+from tasks.corpus import DOCUMENT, Facts, Part, Sieve, Verdict, place, settle, sift
 from tasks.files import file_digest
 from tasks.records import BadFile, column_types, rows
 from tasks.runtime import progress, say
@@ -26,7 +26,7 @@ from tasks.sources import Source, find
 from tasks.stage import stage
 
 
-class Ingest(Config):
+class Ingest(Sieve):
     """What to read and how."""
 
     sources: tuple[str, ...] = ("pydocs",)
@@ -41,8 +41,6 @@ class Ingest(Config):
     """Longer rows are dropped; longer text files are split at blank lines."""
     bad_files: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be read as a whole."""
-    max_drop_share: float = Field(0.5, ge=0, le=1)
-    """Stop when a greater share of the rows is unusable."""
 
     def outside(self) -> dict[str, Any]:
         """The sources by content."""
@@ -52,19 +50,17 @@ class Ingest(Config):
 @stage(Corpus, version="1")
 def ingest(out: Path, config: Ingest) -> Metrics:
     """Read the sources into one Corpus and say how big it is."""
-    parts: list[Facts] = []
-    report: list[dict[str, Any]] = []
+    parts, report = list[Part](), list[dict[str, Any]]()
+    tolerated = BadFile if config.bad_files == "skip" else ()
     reading = config.model_dump(mode="json", exclude={"sources", "bad_files", "max_drop_share"})
     sources = find(config.sources, config.max_mb, note=say)
     for source in progress(sources, "sources", len(sources)):
         try:
-            facts = place(out, len(parts), [source.identity, reading], partial(_build, source, config))[1]
-        except BadFile as error:
-            if config.bad_files == "fail":
-                raise
+            folder, facts = place(out, len(parts), [source.identity, reading], partial(_build, source, config))
+        except tolerated as error:
             say(f"skipped: {error}")
             continue
-        parts.append(facts)
+        parts.append((folder, facts))
         size = {"bytes": source.size_bytes or facts["bytes"], "documents": facts["documents"]}
         report.append({"path": source.path, "kind": source.kind, "digest": source.digest, **size})
     (out / "logs").mkdir(exist_ok=True)
@@ -107,15 +103,14 @@ def _judged(source: Source, config: Ingest) -> Iterator[tuple[dict[str, Any], Ve
     """
     built_in, numbers = source.kind == "pydocs", Counter[str]()
     column = "text" if built_in else config.text_column
-    stream = rows(source, (column, *config.carry), config.max_doc_bytes)
-    for row in pydocs.documents(config.max_mb) if built_in else stream:
-        fields = {} if isinstance(row, str) else row
-        label = fields["source"] if built_in else source.digest[:16]
+    plain = ((document, "") for document in pydocs.documents(config.max_mb))
+    for row, reason in plain if built_in else rows(source, (column, *config.carry), config.max_doc_bytes):
+        label = row["source"] if built_in else source.digest[:16]
         prefix = hashlib.sha256(label.encode()).hexdigest()[:16] if built_in else label
-        text, reason = ("", row) if isinstance(row, str) else _checked(row.get(column), config.max_doc_bytes)
+        text, reason = ("", reason) if reason else _checked(row.get(column), config.max_doc_bytes)
         made = {"id": f"{prefix}-{numbers[label]}", "text": text, "source": label}
         numbers[label] += 1
-        yield fields | made, (reason, None, None) if reason else None
+        yield row | made, (reason, None, None) if reason else None
 
 
 def _checked(text: Any, cap_bytes: int) -> tuple[str, str]:
@@ -123,9 +118,9 @@ def _checked(text: Any, cap_bytes: int) -> tuple[str, str]:
     if not isinstance(text, str | bytes):
         return "", "null" if text is None else "not_text"
     raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
-    if len(raw) > cap_bytes:
-        return raw[: 4 * EXCERPT_CHARS].decode(errors="replace"), "too_long"
     text = raw.decode(errors="replace")
+    if len(raw) > cap_bytes:
+        return text, "too_long"
     if text.encode() != raw:  # bad bytes, or half of a surrogate pair from a JSON escape
         return text, "invalid_utf8"
     return text, "empty" if not text.strip() else "nul_character" if "\0" in text else ""

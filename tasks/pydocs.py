@@ -10,7 +10,7 @@ import platform
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path, PurePath
 
@@ -64,20 +64,17 @@ def _modules() -> Iterator[Module]:
     yield from _standard_library()
     rank, found = {name: place for place, name in enumerate(FIRST)}, _distributions()
     for source in sorted(found, key=lambda source: (rank.get(source.partition("==")[0], len(FIRST)), source)):
-        files = [file for file in metadata.Distribution.at(found[source]).files or () if file.suffix == ".py"]
-        for file in sorted(file for file in files if SKIPPED.isdisjoint(file.parts)):
-            yield source, _dotted(file), Path(str(file.locate()))
+        yield from _in_order(source, found[source].parent, metadata.Distribution.at(found[source]).files or ())
 
 
 def _standard_library() -> Iterator[Module]:
     root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        if SKIPPED.isdisjoint((inside := path.relative_to(root)).parts):
-            yield f"python=={platform.python_version()}", _dotted(inside), path
+    return _in_order(f"python=={platform.python_version()}", root, (p.relative_to(root) for p in root.rglob("*.py")))
 
 
-def _dotted(file: PurePath) -> str:
-    return ".".join(part for part in file.with_suffix("").parts if part != "__init__")
+def _in_order(source: str, root: Path, files: Iterable[PurePath]) -> Iterator[Module]:
+    for file in sorted(file for file in files if file.suffix == ".py" and SKIPPED.isdisjoint(file.parts)):
+        yield source, ".".join(part for part in file.with_suffix("").parts if part != "__init__"), root / file
 
 
 def _described(module: Module) -> list[tuple[str, str, list[Member]]]:
@@ -105,8 +102,7 @@ def _describe(heading: str, node: ast.Module | ast.ClassDef) -> tuple[str, str, 
 
 
 def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
-    return f"({ast.unparse(function.args)}){returns}"
+    return f"({ast.unparse(function.args)})" + (f" -> {ast.unparse(function.returns)}" if function.returns else "")
 
 
 def _pack(heading: str, doc: str, members: list[Member]) -> list[str]:

@@ -1,7 +1,7 @@
 """Read the rows of a source as a stream, within budgets, whatever the file holds.
 
-In: a `Source`. Out: one mapping a row, or in its place a one-word reason (str) why the row cannot be read. Strings are
-str, or bytes where they are not UTF-8. A file that as a whole is not what its ending says raises `BadFile`.
+In: a `Source`. Out: a mapping and "" for each row, or an empty mapping and a one-word reason why it cannot be read.
+Strings are str, or bytes where they are not UTF-8. A file that is not what its ending says raises `BadFile`.
 """
 
 import codecs
@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +17,15 @@ import pyarrow.parquet as pq
 from gpt.errors import UserError
 from tasks.sources import Source
 
-Row = dict[str, Any] | str
+Row = tuple[dict[str, Any], str]
 MAX_RATIO, ROOM_BYTES = 200, 64 << 20
 """Decoded bytes per byte on disk from which a file is taken for a bomb; the first 64 MiB are free."""
 BATCH_ROWS = 64  # at the cap of 10 MB a document a batch is 640 MB; larger batches are no faster
+BINARY, STRINGS = pa.large_binary(), (pa.string(), pa.large_string(), pa.string_view())
 
 
 class BadFile(UserError):
-    """The file as a whole cannot be read."""
+    """The file as a whole cannot be read, for what it holds."""
 
 
 def rows(source: Source, columns: Sequence[str], cap_bytes: int) -> Iterator[Row]:
@@ -33,58 +33,49 @@ def rows(source: Source, columns: Sequence[str], cap_bytes: int) -> Iterator[Row
 
     `cap_bytes` bounds a document: JSON lines of four times as much (escapes) are given up, longer texts are split.
     """
+    readers = {"parquet": _parquet_rows, "jsonl": _json_rows, "text": _text_rows}
     with _readable(source):
-        if source.format == "parquet":
-            yield from _parquet_rows(source, columns)
-        elif source.format == "jsonl":
-            yield from _json_rows(source, cap_bytes * 4)
-        elif source.format == "text":
-            yield from ({columns[0]: text} for text in _texts(Path(source.path), cap_bytes))
-        else:
-            yield from _datasets_rows(source)
+        yield from readers.get(source.format.partition(".")[0], _hugging_face_rows)(source, columns, cap_bytes)
 
 
 def column_types(source: Source) -> dict[str, str]:
     """Columns and their types, `text` for strings: by schema in parquet, else by the first row that can be read."""
     if source.format == "parquet":
         with _readable(source):
-            fields = pq.read_schema(source.path)
-        return {field.name: "text" if _is_text(field.type) else str(field.type) for field in fields}
-    first = next((row for row in rows(source, ("text",), 10_000_000) if isinstance(row, dict)), {})
+            return {f.name: "text" if _is_text(f.type) else str(f.type) for f in pq.read_schema(source.path)}
+    first = next((row for row, reason in rows(source, ("text",), 10_000_000) if not reason), {})
     return {name: "text" if isinstance(value, str) else type(value).__name__ for name, value in first.items()}
 
 
 @contextmanager
 def _readable(source: Source) -> Generator[None]:
+    """What readers raise as BadFile; but as UserError where the machine or a hub fails, which is not to be skipped."""
+    foreign = source.kind == "hub" or source.format.startswith("hf:")
+    expected = Exception if foreign else (pa.ArrowException, OSError)  # datasets lets all through that a network raises
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BadFile(f"{source.path} cannot be read as {source.format} ({reason}); mend it or leave it out") from error
+    except expected as error:
+        kind = UserError if source.kind == "hub" or getattr(error, "errno", None) else BadFile
+        how = "by Hugging Face datasets" if foreign else f"as {source.format}"
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise kind(f"{source.path} cannot be read {how} ({reason}); mend it or leave it out") from error
 
 
-def _parquet_rows(source: Source, columns: Sequence[str]) -> Iterator[Row]:
+def _parquet_rows(source: Source, columns: Sequence[str], _: int) -> Iterator[Row]:
     decoded = 0
     with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
         names = [name for name in columns if name in file.schema_arrow.names]
         for batch in file.iter_batches(BATCH_ROWS, columns=names):
-            plain = [_as_bytes(batch.column(name)) for name in names]
-            decoded += sum(column.nbytes for column in plain)
-            _check_ratio(source, decoded, source.size_bytes)
-            for values in zip(*(column.to_pylist() for column in plain), strict=True):
-                yield dict(zip(names, map(_text, values), strict=True))
+            # Strings as binary: Arrow does not check UTF-8 on reading, and `to_pylist` would fail for the whole batch.
+            plain = [array.cast(BINARY) if _is_text(array.type) else array for array in map(batch.column, names)]
+            decoded += sum(array.nbytes for array in plain)
+            _check_ratio(source, decoded)
+            for values in zip(*(array.to_pylist() for array in plain), strict=True):
+                yield dict(zip(names, map(_text, values), strict=True)), ""
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _as_bytes(column: pa.Array) -> pa.Array:
-    """Strings as binary: Arrow does not check UTF-8 on reading, and `to_pylist` would fail for the whole batch."""
-    if not _is_text(column.type):
-        return column
-    return (column.dictionary_decode() if pa.types.is_dictionary(column.type) else column).cast(pa.large_binary())
+    return (kind.value_type if pa.types.is_dictionary(kind) else kind) in STRINGS
 
 
 def _text(value: Any) -> Any:
@@ -94,43 +85,39 @@ def _text(value: Any) -> Any:
         return value
 
 
-def _check_ratio(source: Source, decoded: int, packed: int) -> None:
-    if decoded > ROOM_BYTES + MAX_RATIO * packed:
+def _check_ratio(source: Source, decoded: int) -> None:
+    if decoded > ROOM_BYTES + MAX_RATIO * source.size_bytes:
         what = f"{source.path} unpacks to more than {MAX_RATIO} times its size, {decoded >> 20:,} MiB so far"
         raise BadFile(f"{what}, as only bombs do; unpack it by hand or leave it out")
 
 
-def _json_rows(source: Source, cap_bytes: int) -> Iterator[Row]:
-    packing, decoded, inside = {".gz": "gzip", ".zst": "zstd"}.get(Path(source.path).suffix), 0, False
-    with open(source.path, "rb") as raw:
-        stream = io.BufferedReader(pa.input_stream(raw, compression=packing), 1 << 20) if packing else raw
-        while piece := stream.readline(cap_bytes):
+def _json_rows(source: Source, _: Sequence[str], cap_bytes: int) -> Iterator[Row]:
+    packing, decoded, inside = {"jsonl.gz": "gzip", "jsonl.zst": "zstd"}.get(source.format), 0, False
+    with io.BufferedReader(pa.input_stream(source.path, compression=packing), 1 << 20) as stream:
+        while piece := stream.readline(4 * cap_bytes):
             decoded += len(piece)
-            if packing:
-                _check_ratio(source, decoded, raw.tell())
-            whole = piece.endswith(b"\n") or len(piece) < cap_bytes
+            _check_ratio(source, decoded)
+            whole = piece.endswith(b"\n") or len(piece) < 4 * cap_bytes
             if not inside and piece.strip():
-                yield _parsed(piece) if whole else "too_long"
+                yield _parsed(piece) if whole else ({}, "too_long")
             inside = not piece.endswith(b"\n")
 
 
 def _parsed(line: bytes) -> Row:
     try:
         value = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
-    except UnicodeDecodeError:
-        return "invalid_utf8"
-    except (ValueError, RecursionError):
-        return "not_json"
-    return value if isinstance(value, dict) else "not_an_object"
+    except (ValueError, RecursionError) as error:
+        return {}, "invalid_utf8" if isinstance(error, UnicodeDecodeError) else "not_json"
+    return (value, "") if isinstance(value, dict) else ({}, "not_an_object")
 
 
-def _texts(path: Path, cap_bytes: int) -> Iterator[str | bytes]:
+def _text_rows(source: Source, columns: Sequence[str], cap_bytes: int) -> Iterator[Row]:
     """The whole file; above the cap, pieces that join to it."""
-    with path.open("rb") as file:
+    with open(source.path, "rb") as file:
         kept = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
         while piece := kept + file.read(cap_bytes - len(kept)):
             cut = _cut(piece) if file.peek(1) else len(piece)
-            yield _text(piece[:cut])
+            yield {columns[0]: _text(piece[:cut])}, ""
             kept = piece[cut:]
 
 
@@ -142,15 +129,11 @@ def _cut(piece: bytes) -> int:
     return max(at for at in range(len(piece) - 4, len(piece)) if piece[at] & 0xC0 != 0x80)
 
 
-def _datasets_rows(source: Source) -> Iterator[Row]:
+def _hugging_face_rows(source: Source, *_: Any) -> Iterator[Row]:
     import datasets
 
-    named, file = source.identity, str(Path(source.path).absolute())
-    asked: dict[str, Any] = {"path": source.format.removeprefix("hf:"), "data_files": file, "split": "train"}
+    asked: dict[str, Any] = {"path": source.format.removeprefix("hf:"), "data_files": source.path, "split": "train"}
     if source.kind == "hub":
+        named = source.identity
         asked = {"path": named["hub"], "name": named["config"], "revision": named["commit"], "split": named["split"]}
-    try:
-        yield from datasets.load_dataset(**asked, streaming=True)
-    except Exception as error:  # whatever its readers and the network raise
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise BadFile(f"{source.path} cannot be read by Hugging Face datasets ({reason}); mend it") from error
+    yield from ((row, "") for row in datasets.load_dataset(**asked, streaming=True))

@@ -6,10 +6,9 @@ Method: nanoGPT's prepare.py; the validation split hashes the document id, so ne
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +19,9 @@ from pydantic import Field
 
 from gpt.data import Stream, read_shard, write_shard
 from gpt.errors import UserError
-from gpt.tokenizer import EOT
 from gpt.tokenizer import Tokenizer as Loaded
 from tasks.artifacts import Config, Corpus, Metrics, Shards, Tokenizer
+from tasks.corpus import documents
 from tasks.files import file_digest, link
 from tasks.runtime import progress, say
 from tasks.stage import stage
@@ -49,26 +48,17 @@ def shard(out: Path, config: Shard, corpus: Corpus, tokenizer: Tokenizer) -> Met
     made, built = tokenizer.load(), []
     for number, (path, rule) in enumerate(zip(corpus.parts, _rules(config, corpus.parts), strict=True)):
         identity = [file_digest(path), made.digest, rule, number == 0]
-        built.append(part(identity, lambda at, p=path, r=rule, n=number: _encode(at, made, p, r, n == 0)))
+        built.append(part(identity, partial(_encode, made, path, rule, number == 0)))
     totals = {split: sum((Counter(facts[split]) for _, facts in built), Counter()) for split in SPLITS}
     if empty := [split for split in SPLITS if not totals[split]["documents"]]:
         raise UserError(f"shard.val_fraction={config.val_fraction} leaves {empty[0]} no document; change it")
     _publish(out, [folder for folder, _ in built])
-    files = {split: sorted(path.name for path in out.glob(f"{split}-*.bin")) for split in SPLITS}
-    about = {"tokenizer": made.digest, "vocab_size": made.vocab_size, "dtype": _dtype(made).name}
-    about["splits"] = {split: {"files": files[split], **totals[split]} for split in SPLITS}
+    splits = {split: {"files": sorted(p.name for p in out.glob(f"{split}-*.bin")), **totals[split]} for split in SPLITS}
+    about = {"tokenizer": made.digest, "vocab_size": made.vocab_size, "dtype": _dtype(made).name, "splits": splits}
     # Sorted, because a part's facts come in another order from the store than from their making.
     (out / "shards.json").write_text(json.dumps(about, indent=1, sort_keys=True))
     both, each = totals["train"] + totals["val"], {f"data/{split}_tokens": totals[split]["tokens"] for split in SPLITS}
     return {"data/tokens": both["tokens"], **each, "data/bytes_per_token": both["bytes"] / both["tokens"]}
-
-
-def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
-    """(id, text, source) of each document in order, a thousand in memory at a time."""
-    for path in parts:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(1000, columns=["id", "text", "source"]):
-                yield from zip(*(batch[name].to_pylist() for name in ("id", "text", "source")), strict=True)
 
 
 def lot(name: str) -> float:
@@ -92,7 +82,7 @@ def _dtype(made: Loaded) -> np.dtype:
     return np.dtype(np.uint16 if made.vocab_size <= 2**16 else np.uint32)
 
 
-def _encode(folder: Path, made: Loaded, source: Path, rule: float | int, first: bool) -> dict[str, Counter[str]]:
+def _encode(made: Loaded, source: Path, rule: float | int, first: bool, folder: Path) -> dict[str, Counter[str]]:
     """One corpus part as a stream for each split and their index; the first part brings the head of both streams."""
     streams = {split: [np.full(int(first), made.eot, _dtype(made))] for split in SPLITS}
     facts = {split: Counter(tokens=int(first), bytes=0, documents=0) for split in SPLITS}
@@ -110,13 +100,12 @@ def _encode(folder: Path, made: Loaded, source: Path, rule: float | int, first: 
     return facts
 
 
-def _pieces(name: str, text: str, rule: float | int, start: int) -> Iterator[tuple[str, str]]:
+def _pieces(name: str, text: str, rule: float | int, start: int) -> list[tuple[str, str]]:
     """(split, text) of one document: whole to one split by its lot, or cut where training ends."""
     if isinstance(rule, float):
-        yield "val" if lot(name) < rule else "train", text
-    else:
-        cut = max(0, rule - start)
-        yield from ((split, piece) for split, piece in zip(SPLITS, (text[:cut], text[cut:]), strict=True) if piece)
+        return [("val" if lot(name) < rule else "train", text)]
+    cut = max(0, rule - start)
+    return [(split, piece) for split, piece in zip(SPLITS, (text[:cut], text[cut:]), strict=True) if piece]
 
 
 def _publish(out: Path, folders: list[Path]) -> None:
@@ -135,10 +124,10 @@ def show(shards: Path, split: str, offset: int, tokenizer: Loaded, width: int = 
     stream, rows, starts = _open(shards, split)
     if not 0 <= offset < len(stream):
         raise UserError(f"offset {offset:,} lies outside of {split}: its {len(stream):,} tokens count from 0")
-    first = max(0, offset - width)
-    window, at = stream.read(first, min(len(stream), offset + width + 1)), offset - first
-    before, token, after = (tokenizer.decode(ids) for ids in (window[:at], window[at : at + 1], window[at + 1 :]))
-    place, number = "the head of the stream", bisect_right(starts, offset) - 1
+    at = min(offset, width)
+    window = stream.read(offset - at, min(len(stream), offset + width + 1))
+    before, token, after = map(tokenizer.decode, np.split(window, [at, at + 1]))
+    place, number = "the head of the stream", np.searchsorted(starts, offset, "right") - 1
     if number >= 0:
         row, inside = rows[number], offset - starts[number]
         place = f"document {row['id']} from {row['source']}, its token {inside:,} of {row['tokens']:,}"
@@ -148,7 +137,7 @@ def show(shards: Path, split: str, offset: int, tokenizer: Loaded, width: int = 
 def text(shards: Path, split: str, tokenizer: Loaded) -> Iterator[str]:
     """A split's whole stream, document by document: `<|endoftext|>` at its head and after each document."""
     stream, rows, starts = _open(shards, split)
-    yield EOT
+    yield tokenizer.decode(stream.read(0, 1))
     for row, start in zip(rows, starts, strict=False):
         yield tokenizer.decode(stream.read(start, start + row["tokens"]))
 
@@ -159,10 +148,10 @@ def inspect(file: Path) -> dict[str, int | str]:
     return {"dtype": tokens.dtype.name, "tokens": len(tokens), "highest": int(tokens.max(initial=0))}
 
 
-def _open(shards: Path, split: str) -> tuple[Stream, list[dict], list[int]]:
+def _open(shards: Path, split: str) -> tuple[Stream, list[dict], np.ndarray]:
     """The split's stream, its index rows, and where each document starts: they follow each other without gaps."""
     stream = Stream(sorted(shards.glob(f"{split}-*.bin")))
     if not len(stream):
         raise UserError(f"{shards} has no shards of split {split!r}; name a Shards folder and train or val")
     rows = pq.read_table(shards / "index.parquet", filters=[("split", "=", split)]).to_pylist()
-    return stream, rows, list(accumulate((row["tokens"] for row in rows), initial=1))
+    return stream, rows, np.cumsum([1, *(row["tokens"] for row in rows)])

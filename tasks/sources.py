@@ -7,36 +7,28 @@ Out: `Source` records in a fixed order (the recipe's, then by name); files of eq
 import glob
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt.errors import UserError
 from tasks import pydocs
 from tasks.files import file_digest
 from tasks.manifest import canonical
 
-ENDINGS = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "text",
-    ".md": "text",
-}
+ENDINGS = {".parquet": "parquet", ".txt": "text", ".md": "text"}
+ENDINGS |= {end + packed: f"jsonl{packed}" for end in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst")}
 BUILDERS = ("arrow", "csv", "json", "parquet", "text")
-KNOWN = f"known are {', '.join(ENDINGS)}, JSON lines also with .gz or .zst, and hf:{'|'.join(BUILDERS)}:FILE"
+KNOWN = f"known are {', '.join(ENDINGS)}, and hf:{'|'.join(BUILDERS)}:FILE"
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """One thing to read. `path` is for messages and provenance; `identity` (JSON) is what enters the key."""
 
     kind: str
     """file, hub or pydocs."""
     path: str
     format: str
-    """parquet, jsonl, text, pydocs, or `hf:` and a builder of Hugging Face datasets."""
+    """What ENDINGS says, hub, pydocs, or `hf:` and a builder of Hugging Face datasets."""
     digest: str
     """sha256 of the file, or of the identity of what is no file."""
     size_bytes: int
@@ -59,34 +51,31 @@ def find(sources: Sequence[str], max_mb: float = 8.0, note: Callable[[str], obje
 
 
 def _resolve(entry: str, max_mb: float) -> Iterator[Source]:
-    head, *rest = entry.split(":")
-    builder = rest[0] if head == "hf" and rest and rest[0] in BUILDERS else ""
-    if entry == "pydocs":
-        yield _abstract("pydocs", entry, {"pydocs": pydocs.fingerprint(max_mb)})
-    elif head == "hf" and not builder and 1 <= len(rest) <= 3:
-        yield _abstract("hub", entry, _hub(entry, *rest))
-    else:
-        for path in _files(":".join(rest[1:]) if builder else entry, bool(builder)):
-            yield _file(path, f"hf:{builder}" if builder else file_format(path))
+    match entry.split(":"):
+        case ["pydocs"]:
+            yield _abstract("pydocs", entry, {"pydocs": pydocs.fingerprint(max_mb)})
+        case ["hf", builder, *files] if builder in BUILDERS:
+            yield from (_file(path, f"hf:{builder}") for path in _files(":".join(files), any_ending=True))
+        case ["hf", name, *options] if len(options) <= 2:
+            yield _abstract("hub", entry, _hub(entry, name, *options))
+        case _:
+            yield from (_file(path, file_format(path)) for path in _files(entry, any_ending=False))
 
 
 def file_format(path: Path) -> str:
     """What the ending promises; empty where it is unknown."""
-    packed = path.suffix in (".gz", ".zst")
-    kind = ENDINGS.get(Path(path.stem).suffix.lower() if packed else path.suffix.lower(), "")
-    return kind if kind == "jsonl" or not packed else ""
+    return next((kind for ending, kind in ENDINGS.items() if path.name.lower().endswith(ending)), "")
 
 
 def _files(entry: str, any_ending: bool) -> list[Path]:
     """The files of one entry by name; in a folder those of known endings, hidden ones left out."""
     path = Path(entry).expanduser()
     if path.is_dir():
-        inside = (p for p in sorted(path.rglob("*")) if p.is_file() and "/." not in f"/{p.relative_to(path)}")
-        files = [p for p in inside if any_ending or file_format(p)]
+        shown = (p for p in sorted(path.rglob("*")) if "/." not in f"/{p.relative_to(path)}")
+        named = [p for p in shown if any_ending or file_format(p)]
     else:
-        names = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))
-        files = [p for p in map(Path, names) if p.is_file()]
-    if not files:
+        named = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
+    if not (files := [p for p in named if p.is_file()]):
         raise UserError(f"source {entry!r} names no file that can be read; endings {KNOWN}; mend the path")
     for odd in (p for p in files if not any_ending and not file_format(p)):
         raise UserError(f"source {str(odd)!r} has the ending {odd.suffix!r}; {KNOWN}; convert it or leave it out")
@@ -98,9 +87,7 @@ def _file(path: Path, kind: str) -> Source:
         digest = file_digest(path)
     except OSError as error:
         raise UserError(f"source {str(path)!r} cannot be read ({error.strerror}); mend it or leave it out") from error
-    packing = path.suffix if kind == "jsonl" and path.suffix in (".gz", ".zst") else ""  # decides how it is read
-    identity = {"sha256": digest, "format": kind + packing}
-    return Source("file", str(path), kind, digest, path.stat().st_size, identity)
+    return Source("file", str(path), kind, digest, path.stat().st_size, {"sha256": digest, "format": kind})
 
 
 def _hub(entry: str, name: str, config: str = "", split: str = "") -> dict[str, Any]:

@@ -20,8 +20,9 @@ from gpt.errors import UserError
 from gpt.tokenizer import LETTERS, SPECIALS, reserve
 from gpt.tokenizer import Tokenizer as Loaded
 from tasks.artifacts import Config, Corpus, Metrics, Tokenizer
+from tasks.corpus import documents
 from tasks.runtime import progress, say
-from tasks.shard import FEW, documents, lot
+from tasks.shard import FEW, lot
 from tasks.stage import stage
 from tasks.store import default_store
 
@@ -56,13 +57,8 @@ def tokenizer(out: Path, config: Vocabulary, corpus: Corpus) -> Metrics:
     made.save(out)
     texts = list(sample(corpus, 2))
     seen = Counter(token for text in texts for token in made.encode(text))
-    bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, seen.total())
-    unseen = len(made.ranks) - len(seen)
-    return {
-        "data/bytes_per_token": bytes_per_token,
-        "data/vocab_size": made.vocab_size,
-        "data/never_seen_tokens": unseen,
-    }
+    each, unseen = sum(len(text.encode()) for text in texts) / max(1, seen.total()), len(made.ranks) - len(seen)
+    return {"data/bytes_per_token": each, "data/vocab_size": made.vocab_size, "data/never_seen_tokens": unseen}
 
 
 def _make(config: Vocabulary, corpus: Corpus) -> Loaded:
@@ -120,14 +116,12 @@ def _openai(name: str) -> dict:
     try:
         return ENCODING_CONSTRUCTORS[file]()
     except (OSError, ValueError) as error:
+        what = f"tokenizer.name={name}: no way to {url} ({type(error).__name__})"
         place = f"$TIKTOKEN_CACHE_DIR/{hashlib.sha1(url.encode()).hexdigest()}"
-        raise UserError(
-            f"tokenizer.name={name}: no way to {url} ({type(error).__name__}); save it as {place}"
-        ) from error
+        raise UserError(f"{what}; save it as {place}") from error
 
 
 def _folder(ref: str) -> Path:
     """The tokenizer folder that a REF or path names, be it an artifact of its own or inside a checkpoint."""
-    if not (folder := Path(ref)).is_dir():
-        folder = default_store().find(ref)[0]
+    folder = Path(ref) if Path(ref).is_dir() else default_store().find(ref)[0]
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder

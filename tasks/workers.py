@@ -9,7 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -27,14 +27,13 @@ def spread(function: Callable[[A], B], batches: Iterable[A]) -> Iterator[tuple[A
         yield from ((batch, function(batch)) for batch in chain(first, stream))
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_with_parent)
-    pending: deque[tuple[A, Future[B]]] = deque()
     try:
-        for batch in chain(first, stream):
-            pending.append((batch, pool.submit(function, batch)))
-            if len(pending) > 2 * workers:
-                done, future = pending.popleft()
-                yield done, future.result()
-        yield from ((done, future.result()) for done, future in pending)
+        submitted = ((batch, pool.submit(function, batch)) for batch in chain(first, stream))
+        pending = deque(islice(submitted, 2 * workers))
+        while pending:
+            batch, future = pending.popleft()
+            pending.extend(islice(submitted, 1))
+            yield batch, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

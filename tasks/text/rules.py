@@ -14,6 +14,10 @@ from tasks.text.words import STOP_WORDS, language, words
 BULLETS = ("•", "‣", "●", "◦", "·", "- ", "* ")
 Lexicon = Mapping[str, Sequence[str]]
 """First word to the listed phrases (words joined by blanks) that begin with it."""
+Limits = Mapping[str, float | None]
+"""Rule to limit; None switches it off."""
+Verdict = tuple[str, float, None] | None
+"""A broken rule and the number measured (no document is kept in its place), or None."""
 
 
 class Document(NamedTuple):
@@ -51,14 +55,12 @@ WORD_RULES = tuple(RULES)[1:6]
 """Rules that hold only where the language is detected, since other languages have other words."""
 
 
-def judge(
-    limits: Mapping[str, float | None], lexicon: Lexicon, table: pa.Table
-) -> list[tuple[str, float, None] | None]:
+def judge(limits: Limits, lexicon: Lexicon, table: pa.Table) -> list[Verdict]:
     """The verdict on each row of a table with a `text` column."""
     return [verdict(read(text, lexicon), limits) for text in table["text"].to_pylist()]
 
 
-def verdict(document: Document, limits: Mapping[str, float | None]) -> tuple[str, float, None] | None:
+def verdict(document: Document, limits: Limits) -> Verdict:
     """(rule, number, no kept id) of the first rule that the document breaks, in the order of RULES; None if none."""
     for name, measure in RULES.items():
         if (limit := limits[name]) is not None and (document.language or name not in WORD_RULES):

@@ -208,12 +208,12 @@ def test_what_is_no_conversation_is_told_why(messages, why):
 def test_bad_rows_are_dropped_counted_and_named(tmp_path, vocabulary, caplog):
     caplog.set_level(logging.INFO)
     good = [{"prompt": f"question {n}", "response": "yes"} for n in range(9)]
-    bad = [{"prompt": "no answer"}, {"prompt": "q", "response": 7}, {"prompt": "long " * 99, "response": "yes"}]
+    bad = [{}, {"prompt": "no answer"}, {"prompt": "q", "response": 7}, {"prompt": "long " * 99, "response": "yes"}]
     file = jsonl(tmp_path / "own.jsonl", *good, *bad)
     file.write_text(file.read_text() + "{broken\n")
     rows, metrics = build(tmp_path / "out", vocabulary, file)
-    assert (len(rows), metrics["data/conversations"], metrics["data/dropped"]) == (9, 9, 4)
-    for line in ("2 dropped: messages are no list", "1 dropped: more than chats.max_tokens=256", "1 dropped: not_json"):
+    assert (len(rows), metrics["data/conversations"], metrics["data/dropped"]) == (9, 9, 5)
+    for line in ("3 dropped: messages are no list", "1 dropped: more than chats.max_tokens=256", "1 dropped: not_json"):
         assert line in caplog.text
 
 

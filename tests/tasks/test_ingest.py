@@ -1,5 +1,6 @@
 """Ingest: every kind of source becomes documents with stable ids; nothing bad passes, nothing goes without a reason."""
 
+import errno
 import gzip
 import json
 import os
@@ -98,7 +99,7 @@ def test_a_text_file_is_one_document_and_special_tokens_in_it_are_text(run, tmp_
 def test_a_long_text_is_split_into_pieces_below_the_cap_that_join_to_it(text, tmp_path_factory):
     path = tmp_path_factory.mktemp("long") / "a.txt"
     path.write_text(text, newline="")
-    pieces = [row["text"] for row in rows(find([str(path)])[0], ["text"], 1_000)]
+    pieces = [row["text"] for row, _ in rows(find([str(path)])[0], ["text"], 1_000)]
     assert "".join(pieces) == text
     assert max(len(piece.encode()) for piece in pieces) <= 1_000
 
@@ -210,6 +211,32 @@ def test_a_file_that_is_no_parquet_is_told_or_skipped(damage, run, tmp_path):
         run(tmp_path)
     assert f"{bad} cannot be read as parquet" in one_line(error)
     assert len(read(run(tmp_path, bad_files="skip"))) == 200
+
+
+def test_skipping_bad_files_hides_no_error_of_the_machine_or_the_hub(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def no_network(**_):
+        raise ConnectionError("no route")
+
+    class Hub:
+        """Answers as `HfApi.dataset_info` does as far as it is asked: an object with `sha`."""
+
+        sha = "0123abc"
+
+        def dataset_info(self, name):
+            return self
+
+    good = write(tmp_path / "good.jsonl", ROWS)
+    (tmp_path / "a.txt").write_text("x")
+    monkeypatch.setattr("tasks.records._text_rows", fail)
+    with pytest.raises(UserError, match=r"a\.txt cannot be read as text .*Input/output error"):
+        run(good, tmp_path / "a.txt", bad_files="skip")
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("datasets.load_dataset", no_network)
+    with pytest.raises(UserError, match=r"hf:a/b cannot be read by Hugging Face datasets .*no route"):
+        run(good, "hf:a/b", bad_files="skip")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
