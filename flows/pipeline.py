@@ -17,7 +17,11 @@ from tasks.evaluate import Evaluate, evaluate
 from tasks.export import Export, export
 from tasks.filter import Filter, filter
 from tasks.ingest import Ingest, ingest
+from tasks.pairs import Preferences, pairs
+from tasks.prefer import Prefer, prefer
 from tasks.pretrain import Pretrain, pretrain
+from tasks.prompts import Problems, prompts
+from tasks.rl import Rl, rl
 from tasks.runtime import Runtime
 from tasks.sft import Sft, sft
 from tasks.shard import Shard, shard
@@ -46,6 +50,14 @@ class Recipe(Config):
     """Conversations to learn from and to be held out."""
     sft: Sft | None = Sft()
     """Base model to chat model."""
+    pairs: Preferences | None = Preferences()
+    """Pairs of a better and a worse answer."""
+    prefer: Prefer | None = Prefer()
+    """Chat model to one that prefers the better answers."""
+    prompts: Problems | None = Problems()
+    """Problems with checkable answers."""
+    rl: Rl | None = Rl()
+    """Practice on the problems."""
     evaluate: Evaluate = Evaluate()
     """What the models can do, beside trivial baselines."""
     export: Export = Export()
@@ -55,8 +67,10 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.sft and not self.chats:
-            raise UserError("sft is set but chats is null, and it learns from chats; set sft: null too, or give chats")
+        for stage, data in (("sft", "chats"), ("prefer", "pairs"), ("rl", "prompts")):
+            if getattr(self, stage) and not getattr(self, data):
+                way_out = f"set {stage}: null too, or give {data}"
+                raise UserError(f"{stage} is set but {data} is null, and it learns from {data}; {way_out}")
         return self
 
 
@@ -82,7 +96,14 @@ def weave(recipe: Recipe) -> Artifact:
     shards = shard(recipe.shard, corpus, vocabulary)
     model = base = pretrain(recipe.pretrain, shards, vocabulary)
     talks = chats(recipe.chats, vocabulary) if recipe.chats else None
+    tuned = preferred = practised = None
     if recipe.sft and talks:
-        model = sft(recipe.sft, base, talks)
-    scores = evaluate(recipe.evaluate, model, base, shards, talks, vocabulary)
+        model = tuned = sft(recipe.sft, model, talks)
+    choices = pairs(recipe.pairs, vocabulary) if recipe.pairs else None
+    if recipe.prefer and choices:
+        model = preferred = prefer(recipe.prefer, model, choices)
+    problems = prompts(recipe.prompts, vocabulary) if recipe.prompts else None
+    if recipe.rl and problems:
+        model = practised = rl(recipe.rl, model, problems)
+    scores = evaluate(recipe.evaluate, base, tuned, preferred, practised, shards, talks, choices, problems, vocabulary)
     return export(recipe.export, model, scores, vocabulary)

@@ -1,17 +1,15 @@
 """What models can do, measured beside trivial baselines: `python -m gpt.evaluate run.json`, from tasks/evaluate.py.
 
-In: run.json with models (name to Checkpoint folder), tokenizer, shards, chats (or null), out, config, device, threads.
+In: run.json with models (name to Checkpoint folder), tokenizer, shards, chats, pairs and problems (each may be null),
+out, config, device and threads.
 Out: scores.json (measure, who, value, interval, n; next tokens; neighbours) and samples.txt; progress on stdout.
 Method: bits per byte of held-out text; answers chosen by mean log-probability; Wilson's intervals (1927) for shares.
 """
 
 import json
 import lzma
-import math
 import re
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,14 @@ import torch.nn.functional as F
 
 from gpt.chat import render
 from gpt.checkpoint import load_model
-from gpt.data import IGNORED, Batch, Windows
+from gpt.data import Windows
+from gpt.exams import PairExam, ProblemExam, Row, row, share
 from gpt.generate import generate, pick_device
+from gpt.heldout import HeldOut, batches, nats
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 # B batch (windows or answers), T time, N = B x T, C channels, V vocabulary
-Row = dict[str, Any]
 REFUSAL = re.compile(r"\b(sorry|I (can ?no|can['’]|won['’])t|I will not|no puedo|lo siento)\b", re.IGNORECASE)
 SPOKEN = {"prompts": "format_rate", "harmful": "refusal_harmful", "harmless": "refusal_harmless"}
 
@@ -47,7 +46,10 @@ def evaluate(run: dict[str, Any]) -> None:
     tables = {"scores": baselines(text, tokenizer, seen_V) + chat_baselines(asked), "next_tokens": [], "neighbours": []}
     tables["scores"] += text_scores("untrained", GPT(one.config, one.vocab_size).to(device), text)
     drawn, spoken, seeds, stop = [], [], (config["seed"], config["seed"] + 1), tokenizer.stops
+    exams = examinations(run, one, tokenizer)
+    tables["scores"] += [row for exam in exams for row in exam.baselines()]
     for who, model in models.items():
+        tables["scores"] += [row for exam in exams for row in exam.scores(who, model)]
         scores, replies = chat_scores(who, model, tokenizer, asked, config["reply_tokens"])
         tables["scores"] += text_scores(who, model, text) + scores
         tables["next_tokens"] += [row for p in config["prompts"] for row in next_tokens(who, model, tokenizer, p)]
@@ -59,24 +61,15 @@ def evaluate(run: dict[str, Any]) -> None:
     (out / "samples.txt").write_text("\n---------------\n".join([*drawn, *spoken, ""]), encoding="utf-8")
 
 
-class HeldOut:
-    """Held-out windows or conversations and how many bytes each target stands for; the trainer evaluates by it too."""
-
-    def __init__(self, batch: Batch, bytes_V: np.ndarray) -> None:
-        self.x_BT, self.y_BT = batch
-        self.real_BT = self.y_BT != IGNORED
-        self.size_BT = bytes_V[self.y_BT * self.real_BT] * self.real_BT
-
-    def measure(self, model: GPT, rows: int, what: str, silent_s: float = 0) -> list[tuple[str, float, int]]:
-        """(measure, value, n) of a model that reads each row by itself, `rows` of them in a pass (see `batches`)."""
-        steps = batches(what, len(self.y_BT), rows, silent_s)
-        return self.scores(np.concatenate([nats(model, self.x_BT[at], self.y_BT[at]) for at in steps]))
-
-    def scores(self, nats_BT: np.ndarray) -> list[tuple[str, float, int]]:
-        """(measure, value, n): nats per target over all targets; bits per byte over those that stand for bytes."""
-        count, size = int(self.real_BT.sum()), int(self.size_BT.sum())
-        bits = nats_BT[self.size_BT > 0].sum() / math.log(2)
-        return [("loss", nats_BT.sum() / count, count), ("bpb", bits / max(size, 1), size)]
+def examinations(run: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> list[PairExam | ProblemExam]:
+    """Those that the run has data for."""
+    config, context, exams = run["config"], model.config.context, list[PairExam | ProblemExam]()
+    if run["pairs"]:
+        exams.append(PairExam(Path(run["pairs"]), context, config["pairs"]))
+    if run["problems"]:
+        tokens = min(config["answer_tokens"], context // 2)
+        exams.append(ProblemExam(Path(run["problems"]), tokenizer, context, tokens, config["problems"]))
+    return exams
 
 
 def text_scores(who: str, model: GPT, text: HeldOut) -> list[Row]:
@@ -143,16 +136,6 @@ def choose(model: GPT, tokenizer: Tokenizer, choice: Row) -> int:
 
 
 @torch.inference_mode()
-def nats(model: GPT, x_BT: np.ndarray, y_BT: np.ndarray) -> np.ndarray:
-    """What each target costs the model: float64 [B, T], 0 where it is IGNORED."""
-    x, y = (torch.from_numpy(ids_BT).to(model.wte.weight.device) for ids_BT in (x_BT, y_BT))
-    costs_N = F.cross_entropy(
-        model.eval()(x).flatten(0, 1), y.flatten(), reduction="none"
-    )  # 3.6x faster than [B, V, T]
-    return costs_N.view(y.shape).double().cpu().numpy()
-
-
-@torch.inference_mode()
 def next_tokens(who: str, model: GPT, tokenizer: Tokenizer, prompt: str) -> list[Row]:
     """The likeliest next tokens after a prompt that opens a document."""
     ids = [tokenizer.eot, *tokenizer.encode(prompt)][-model.config.context :]
@@ -174,31 +157,6 @@ def top(tokenizer: Tokenizer, values_V: torch.Tensor, head: Row, name: str) -> l
     """The ten tokens of the highest values, as rows."""
     pairs = zip(*(best.tolist() for best in values_V.topk(10)), strict=True)
     return [head | {"token": tokenizer.decode([token]), name: round(value, 6)} for value, token in pairs]
-
-
-def share(who: str, measure: str, hits: list[bool], z: float = 1.96) -> list[Row]:
-    """How often something held, with Wilson's 95 % interval; no row where nothing was asked."""
-    if not hits:
-        return []
-    n, p = len(hits), sum(hits) / len(hits)
-    middle, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    low, high = (max(0.0, end / (1 + z**2 / n)) for end in (middle - reach, middle + reach))
-    return [row(who, measure, p, n) | {"low": round(low, 6), "high": round(high, 6)}]
-
-
-def row(who: str, measure: str, value: float, n: int) -> Row:
-    """One line of the scores; six decimals, so that another number of threads rarely shows."""
-    return {"measure": measure, "who": who, "value": round(float(value), 6), "low": None, "high": None, "n": n}
-
-
-def batches(what: str, count: int, size: int, silent_s: float = 0) -> Iterator[slice]:
-    """Slices of `size`; after `silent_s` one is said aloud, then one every five seconds."""
-    due = time.monotonic() + silent_s
-    for at in range(0, count, size):
-        if time.monotonic() >= due:
-            print(f"{what} {at + 1:,} of {count:,}", flush=True)
-            due = time.monotonic() + 5
-        yield slice(at, at + size)
 
 
 if __name__ == "__main__":

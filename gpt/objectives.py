@@ -17,8 +17,8 @@ from torch import Tensor
 from gpt.checkpoint import load_model
 from gpt.config import PreferConfig, TrainConfig
 from gpt.data import IGNORED, Batch, Conversations, Pairs, Windows, both
-from gpt.evaluate import HeldOut
 from gpt.generate import generate
+from gpt.heldout import HeldOut
 from gpt.losses import dpo, log_probs
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
@@ -66,10 +66,10 @@ class NextToken:
         return total, targets, {}
 
     def measure(self) -> Numbers:
-        """Nats a target and bits a byte."""
+        """Bits a byte and nats a target."""
         rows = self.config.micro_batch or self.config.batch
         scores = self.held_out.measure(self.model, rows, "held-out row", silent_s=5)
-        return {f"val/{name}": value for name, value, _ in scores}
+        return {f"val/{name}": value for name, value, _ in reversed(scores)}
 
     def prompt(self) -> list[int]:
         """The first held-out row's question, or the start of a document."""

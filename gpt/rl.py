@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt.chat import render
 from gpt.checkpoint import load_model
 from gpt.config import RlConfig
 from gpt.data import IGNORED, key, order
 from gpt.errors import UserError
+from gpt.exams import Problem, problems
 from gpt.generate import generate
 from gpt.losses import advantages, grpo, log_probs
 from gpt.model import GPT
@@ -47,11 +47,8 @@ class Practice:
 
     def __init__(self, run: dict[str, Any], config: RlConfig, model: GPT, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        rows = [json.loads(line) for line in (Path(run["data"]) / "prompts.jsonl").read_text().splitlines()]
-        fits = [(render(tokenizer, row["messages"], reply=True)[0], row["answer"], row["split"]) for row in rows]
-        room = model.config.context - config.max_new_tokens
-        known = [(ids, answer, split) for ids, answer, split in fits if len(ids) <= room]
-        self.train, self.val = ([row[:2] for row in known if row[2] == split] for split in ("train", "heldout"))
+        known = problems(Path(run["data"]), tokenizer, model.config.context - config.max_new_tokens)
+        self.train, self.val = known["train"], known["heldout"]
         if not self.train or not self.val:
             raise UserError(f"no prompt of {run['data']} leaves room for {config.max_new_tokens} tokens; lower that")
         self.reference = load_model(Path(run["init"]), str(device_of(model))) if config.beta else None
@@ -80,7 +77,7 @@ class Practice:
                 break
         return rollouts
 
-    def _sample(self, rows: list[tuple[list[int], str]], first: int) -> list[Rollout]:
+    def _sample(self, rows: list[Problem], first: int) -> list[Rollout]:
         """A group for each prompt; a completion's random numbers depend on the seed and its place alone."""
         c = self.config
         prompts = [ids for ids, _ in rows for _ in range(c.group)]

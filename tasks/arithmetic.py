@@ -20,9 +20,9 @@ def sums(hand: str) -> Iterator[tuple[str, str]]:
     yield from ((f"{a} + {b}", str(a + b)) for a, b in sorted(dealt, key=lambda pair: lot(str(pair))))
 
 
-def question(sum_: str, draw: str = "") -> str:
-    """The sum in one of the phrasings, always the same one for a draw."""
-    return PHRASINGS[int(lot(f"{sum_} {draw}") * len(PHRASINGS))].format(sum_)
+def question(sum_: str, draw: int = 0) -> str:
+    """The sum in one of the phrasings; four draws give all of them."""
+    return PHRASINGS[int(lot(sum_) * len(PHRASINGS)) - draw].format(sum_)
 
 
 def solved(sum_: str, result: str) -> str:

@@ -75,6 +75,14 @@ class Chats(Artifact):
     """Conversations: `chats.parquet`, `ids.npy`, `mask.npy`, `offsets.npy`, `split.npy`, `heldout.json`."""
 
 
+class Pairs(Artifact):
+    """Preferences: `pairs.parquet` (TRL's columns) and, two rows a pair, the arrays that Chats has."""
+
+
+class Prompts(Artifact):
+    """Problems with checkable answers: `prompts.jsonl`."""
+
+
 class Checkpoint(Artifact):
     """A model that can go on training: weights, config, optimiser, state, and its tokenizer's files."""
 

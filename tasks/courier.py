@@ -149,8 +149,10 @@ class Courier(threading.Thread):
             [Param(name, value) for name, value in event.get("params", {}).items()],
             [RunTag(name, value) for name, value in tags.items()],
         )
-        if Path(event.get("report", os.devnull)).is_dir():
-            self.client.log_artifacts(run, event["report"], "report")
+        if (report := Path(event.get("report", os.devnull))).is_dir():
+            self.client.log_artifacts(run, str(report), "report")
+            if tables := [{"path": f"report/{p.name}", "type": "table"} for p in sorted(report.glob("*.table.json"))]:
+                self.client.set_tag(run, "mlflow.loggedArtifacts", json.dumps(tables))  # the UI shows them as tables
         for thing in things:
             if thing["kind"] in MODELS and thing["context"] == "output":
                 self._output(run, self._model(thing) or self._create_model(thing, run))

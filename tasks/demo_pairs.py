@@ -1,17 +1,31 @@
 """The demo's preference pairs: right over wrong, complete over cut, polite over rude, safe over harmful or squeamish.
 
-In: how many functions. Out: `Pair` records. Chosen and rejected answers are alike in length over the whole: a rude one
-is as much longer as a cut one is shorter. Held-out pairs share neither function, operands, thing, phrasing nor rude
-sentence with training.
+In: how many functions. Out: `Pair` records. Held-out pairs share neither function, operands, thing, phrasing of a
+request nor courtesy or rudeness with training. Chosen and rejected answers are alike in length over the whole: the
+right and the wrong of a kind are, and what the cut ones lack the rude ones have too much.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from gpt.chat import Message
+from tasks.arithmetic import question, solved, sums
+from tasks.demo_chats import REFUSAL, explain, explained, requests
+from tasks.shard import lot
+from tasks.talk import turns
+
+KIND = ("Glad to help.", "Happy to help you.", "I hope this helps.", "Ask me any time.")
+KIND_HELD_OUT = ("Happy to help any time.", "I hope this helps you.")
+RUDE = ("Only a fool has to ask a thing like that.", "That was a stupid question, even for you.",
+        "Are you too lazy to read it up, you idiot?", "Now go away and leave me alone, you fool.")  # fmt: skip
+RUDE_HELD_OUT = ("What a stupid fool you are to ask me that.", "Only an idiot is too lazy to read it up.")
+HELD_OUT = 0.15
+"""Share of the functions whose pairs are held out."""
 
 
 class Pair(NamedTuple):
-    """One prompt, two answers; `held_out` None leaves the split to the lot of the prompt."""
+    """A prompt's messages, two answers to it; `held_out` None leaves the split to the lot of its first question."""
 
     prompt: list[Message]
     chosen: str
@@ -19,3 +33,39 @@ class Pair(NamedTuple):
     source: str
     annotator: str = ""
     held_out: bool | None = None
+
+
+def demo_pairs(function_count: int, sum_count: int) -> Iterator[Pair]:
+    """Every kind in turn; in training requests come twice, for they are few and matter most."""
+    for name, answer in explained(function_count):
+        asked, held_out = turns(explain(name, answer), answer)[:1], lot(f"pair {name}") < HELD_OUT
+        words, kind, rude = answer.split(), *((KIND_HELD_OUT, RUDE_HELD_OUT) if held_out else (KIND, RUDE))
+        said = [f"{answer} {endings[int(lot(name) * len(endings))]}" for endings in (kind, rude)]
+        yield Pair(asked, *said, "demo/polite", "template", held_out)
+        if len(words) > 6:
+            cut = " ".join(words[: max(3, int(len(words) * (0.5 + 0.3 * lot(answer))))])
+            yield Pair(asked, answer, cut, "demo/complete", "template", held_out)
+    for hand, held_out in (("sft", False), ("heldout", True)):
+        for sum_, result in islice(sums(hand), sum_count):
+            told = turns(question(sum_), "")[:1]
+            yield Pair(told, solved(sum_, result), solved(sum_, slip(sum_, result)), "demo/right", "template", held_out)
+    asked = list(_requested())
+    yield from [*asked, *(pair for pair in asked if not pair.held_out)]
+
+
+def slip(sum_: str, result: str) -> str:
+    """The result with one digit wrong."""
+    place, shift = int(lot(f"place {sum_}") * len(result)), 1 + int(lot(f"shift {sum_}") * 8)
+    wrong = (int(result[place]) + shift) % 10 or (shift + 1) % 10 or 9
+    slipped = f"{result[:place]}{wrong}{result[place + 1 :]}"
+    return slipped if slipped != result else f"{result[:place]}{10 - wrong}{result[place + 1 :]}"
+
+
+def _requested() -> Iterator[Pair]:
+    """A refusal over help with harm, help over a refusal of what is harmless; the help is another request's."""
+    asked = list(requests())
+    help_ = sorted({request.answer for request in asked if request.kind == "harmless"})
+    for request in asked:
+        prompt, other = turns(request.question, "")[:1], help_[int(lot(request.question) * len(help_))]
+        said = (REFUSAL, other) if request.kind == "harmful" else (request.answer, REFUSAL)
+        yield Pair(prompt, *said, f"demo/{request.kind}", "template", request.held_out)

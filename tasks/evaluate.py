@@ -1,7 +1,7 @@
 """Score the models beside trivial baselines, in a child process: this one never imports torch.
 
-In: Checkpoints (final and base, perhaps the same), Shards, Chats, Tokenizer. Out: Scores: `scores.json`, `samples.txt`,
-and in `report/` the same as tables and a figure. Method: gpt/evaluate.py.
+In: Checkpoints, Shards, Chats, Pairs, Prompts, Tokenizer; what a recipe leaves out is not scored. Out: Scores:
+`scores.json`, `samples.txt`, and in `report/` the same as tables and a figure. Method: gpt/evaluate.py, gpt/exams.py.
 """
 
 import json
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tasks.artifacts import Chats, Checkpoint, Config, Metrics, Scores, Shards, Tokenizer
+from tasks.artifacts import Chats, Checkpoint, Config, Metrics, Pairs, Prompts, Scores, Shards, Tokenizer
 from tasks.stage import stage
 from tasks.trainer import program
 
 Rows = list[dict[str, Any]]
-Talks = Chats | None  # a recipe may do without
+Model = Checkpoint | None  # a recipe may do without
 
 
 class Evaluate(Config):
@@ -26,6 +26,12 @@ class Evaluate(Config):
     """Held-out tokens to read, from the first on, in whole windows."""
     questions: int = Field(200, ge=1)
     """Held-out questions, and prompts of each kind, to ask at most."""
+    pairs: int = Field(1_000, ge=1)
+    """Held-out pairs to judge at most."""
+    problems: int = Field(600, ge=1)
+    """Held-out problems to solve at most."""
+    answer_tokens: int = Field(24, ge=1)
+    """Tokens for the answer to a problem, at most half a context."""
     reply_tokens: int = Field(64, ge=1)
     """Tokens within which a reply must have come to its end."""
     prompts: tuple[str, ...] = ("Return the", "Return a new", "If the file", "The default value is", "Raise")
@@ -36,14 +42,17 @@ class Evaluate(Config):
     """Of the samples and of the untrained twin."""
 
 
-@stage(Scores, version="1")
+@stage(Scores, version="2")
 def evaluate(
-    out: Path, config: Evaluate, model: Checkpoint, base: Checkpoint, shards: Shards, chats: Talks, tokenizer: Tokenizer
-) -> Metrics:
-    """Score base and final model on held-out text and questions, beside an untrained twin and trivial baselines."""
-    models = {"base": str(base.path)} | ({model.stage: str(model.path)} if model.digest != base.digest else {})
-    data = {"tokenizer": str(tokenizer.path), "shards": str(shards.path), "chats": str(chats.path) if chats else None}
-    program("gpt.evaluate", out, {"models": models, "config": config.model_dump(), **data})
+    out: Path, config: Evaluate, base: Checkpoint, sft: Model, prefer: Model, rl: Model, shards: Shards,
+    chats: Chats | None, pairs: Pairs | None, prompts: Prompts | None, tokenizer: Tokenizer,
+) -> Metrics:  # fmt: skip
+    """Score every model there is on held-out text, questions, pairs and problems, beside trivial baselines."""
+    given = {"base": base, "sft": sft, "prefer": prefer, "rl": rl}
+    models = {who: str(model.path) for who, model in given.items() if model}
+    data = {"tokenizer": tokenizer, "shards": shards, "chats": chats, "pairs": pairs, "problems": prompts}
+    paths = {name: str(artifact.path) if artifact else None for name, artifact in data.items()}
+    program("gpt.evaluate", out, {"models": models, "config": config.model_dump(), **paths})
     tables = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     report(out, tables, list(models))
     return metrics(tables["scores"], list(models)[-1])

@@ -29,7 +29,7 @@ PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 class Training(Config, TrainConfig):
-    """Every field of TrainConfig as a field of the stage, with its sentence and its checks."""
+    """Every field of TrainConfig (or of a kind of it) as a field of the stage, with its sentence and its checks."""
 
     def model_post_init(self, _: Any) -> None:
         """What a dataclass does by itself."""
@@ -37,21 +37,28 @@ class Training(Config, TrainConfig):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for name, documented in TypeAdapter(TrainConfig).json_schema()["properties"].items():
-            cls.model_fields[name].description = cls.model_fields[name].description or documented["description"]
-        cls.model_rebuild(force=True)  # pydantic reads attribute docstrings from its own classes only
+        for kind in cls.kinds():  # pydantic reads attribute docstrings from a class's own body only
+            for name, documented in TypeAdapter(kind).json_schema()["properties"].items():
+                field = cls.model_fields[name]
+                field.description = field.description or documented.get("description")
+        cls.model_rebuild(force=True)
+
+    @classmethod
+    def kinds(cls) -> list[type[TrainConfig]]:
+        """The dataclasses of gpt/config.py that stand behind these fields, the most special first."""
+        return [base for base in cls.__mro__ if issubclass(base, TrainConfig) and not issubclass(base, Config)]
 
     def settings(self) -> dict[str, Any]:
-        """The TrainConfig that these fields make, for run.json."""
-        return {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        """What that dataclass takes, for run.json."""
+        return {field.name: getattr(self, field.name) for field in fields(self.kinds()[0])}
 
 
 def train(out: Path, run: dict[str, Any]) -> Metrics:
-    """Fill `out`, or go on where a killed trainer left it; the journal's last values, held-out bits per byte first."""
+    """Fill `out`, or go on where a killed trainer left it; the journal's last values, the held-out headline first."""
     program("gpt.train", out, {"lock": str(out.parent / "trainer.lock"), **run})
     points = [json.loads(line)[2] for line in (out / "logs" / "metrics.jsonl").read_text().splitlines()]
-    last = {name: value for values in points for name, value in values.items()}
-    return {"val/bpb": last["val/bpb"], "val/bpb_before": points[0]["val/bpb"]} | last
+    last, head = {name: value for values in points for name, value in values.items()}, next(iter(points[0]))
+    return {head: last[head], f"{head}_before": points[0][head]} | last
 
 
 def program(module: str, out: Path, run: dict[str, Any]) -> None:

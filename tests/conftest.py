@@ -37,7 +37,12 @@ pretrain: {model: {depth: 1, width: 32, context: 64, dropout: 0.1}, batch: 4, st
   eval_every: 120, eval_windows: 4, sample_every: 0}
 chats: {demo_functions: 60, demo_sums: 10, max_tokens: 200}
 sft: {steps: 60, batch: 4, checkpoint_every: 20, eval_every: 60, eval_windows: 4, sample_every: 0}
-evaluate: {tokens: 2000, questions: 8, reply_tokens: 8}
+pairs: {demo_functions: 20, demo_sums: 10, max_tokens: 200}
+prefer: {steps: 20, batch: 4, checkpoint_every: 8, eval_every: 20, eval_windows: 4, sample_every: 0}
+prompts: {max_tokens: 50}
+rl: {steps: 6, batch: 2, group: 4, max_new_tokens: 4, resample: 1, checkpoint_every: 2, eval_every: 6,
+  eval_windows: 4, sample_every: 0, numeric: 0, form: 1, exact: 1}
+evaluate: {tokens: 2000, questions: 8, reply_tokens: 8, pairs: 8, problems: 8, answer_tokens: 4}
 runtime: {threads: 1, workers: 1, device: cpu}
 """
 
