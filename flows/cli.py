@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,9 @@ Whole = Annotated[bool, Option("--config", help="Print the whole recipe, default
 Gpus = Annotated[str, Option(help="Hardware to plan for, such as 8xH100; default: this machine's CPU.")]
 PrefectPort = Annotated[int | None, Option(help="Default 4200, or any free port.")]
 MlflowPort = Annotated[int | None, Option(help="Default 5000, or any free port.")]
+Temperature = Annotated[float, Option(min=0.0, help="0 takes the likeliest token.")]
+TopK = Annotated[int, Option(min=0, help="Keep this many tokens; 0 keeps all.")]
+System = Annotated[str, Option(help="What the model is told before the conversation.")]
 Yes = Annotated[bool, Option("--yes", help="Really remove; else only list.")]
 
 
@@ -174,8 +178,8 @@ def sample(
     start: Annotated[str, Option(help="Text to go on from.")] = "\n",
     num_samples: Annotated[int, Option(min=1)] = 10,
     max_new_tokens: Annotated[int, Option(min=1)] = 500,
-    temperature: Annotated[float, Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, Option(min=0, help="Keep this many tokens; 0 keeps all.")] = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 200,
     top_p: Annotated[float, Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this mass.")] = 1.0,
     seed: int = 1337,
     device: str = "auto",
@@ -189,6 +193,26 @@ def sample(
 
     for text in texts(folder, start, num_samples, max_new_tokens, temperature, top_k, top_p, seed, device):
         echo(f"{text}\n{'-' * 15}")
+
+
+@app.command()
+def chat(
+    ref: Ref = "export", system: System = "", temperature: Temperature = 0.7, top_k: TopK = 50,
+    seed: int = 1337, device: str = "auto", store: StoreDir = None,
+) -> None:  # fmt: skip
+    """Talk with a chat model; an empty line or Ctrl-D ends it."""
+    from flows.lineage import model_folder
+
+    folder = model_folder(store_at(store), ref)
+    from gpt.converse import Conversation
+
+    talk = Conversation(folder, device, system, temperature, top_k, seed)
+    echo("(an empty line ends the conversation)", err=True)
+    with suppress(EOFError, KeyboardInterrupt):
+        while text := input("you> ").strip():
+            echo("model> ", nl=False)
+            talk.say(text, lambda piece: echo(piece, nl=False))
+            echo()
 
 
 @app.command()

@@ -6,7 +6,7 @@ When a row fills the context, its last half is kept and read again: one prefill 
 
 import argparse
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,11 +31,13 @@ def generate(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     stop: Collection[int] = (),
+    heard: Callable[[int, int], object] = lambda row, token: None,
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_new_tokens` ids; a row ends with the first id in `stop`, which is kept.
 
     Temperature 0 takes the likeliest token; top_k 0 and top_p 1 keep all. A row's tokens depend on its own prompt and
-    seed (default: its number), not on its neighbours; training's random numbers are not touched.
+    seed (default: its number), not on its neighbours; training's random numbers are not touched. `heard` is told each
+    token of each row as it comes.
     """
     assert all(prompts), "a prompt needs at least one token, such as <|endoftext|>"
     rows, going = [list(prompt) for prompt in prompts], [True] * len(prompts)
@@ -48,6 +50,7 @@ def generate(
         for number, token in enumerate(chosen_B.tolist()):
             if going[number]:
                 rows[number].append(token)
+                heard(number, token)
                 going[number] = token not in stop
         if not any(going):
             break
