@@ -2,7 +2,7 @@
 
 In: how many functions. Out: `Pair` records. Held-out pairs share neither function, operands, thing, phrasing of a
 request nor courtesy or rudeness with training. Chosen and rejected answers are alike in length over the whole: the
-right and the wrong of a kind are, and what the cut ones lack the rude ones have too much.
+right and the wrong sums are, and what the cut ones lack the rude ones have too much.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from tasks.talk import turns
 
 KIND = ("Glad to help.", "Happy to help you.", "I hope this helps.", "Ask me any time.")
 KIND_HELD_OUT = ("Happy to help any time.", "I hope this helps you.")
-RUDE = ("Only a fool has to ask a thing like that.", "That was a stupid question, even for you.",
-        "Are you too lazy to read it up, you idiot?", "Now go away and leave me alone, you fool.")  # fmt: skip
-RUDE_HELD_OUT = ("What a stupid fool you are to ask me that.", "Only an idiot is too lazy to read it up.")
+RUDE = ("Only a fool would ask that.", "That was a stupid question.", "Are you too lazy to read, idiot?",
+        "Go away, you stupid fool.")  # fmt: skip
+RUDE_HELD_OUT = ("What a stupid fool you are.", "Only an idiot is too lazy for that.")
 HELD_OUT = 0.15
 """Share of the functions whose pairs are held out."""
 
