@@ -114,13 +114,14 @@ def test_a_finished_run_is_left_alone(make_run):
     assert payload(run["out"]) == before
 
 
-@pytest.mark.parametrize("task", ["pretrain", "sft"])
+@pytest.mark.parametrize("task", ["pretrain", "sft", "prefer", "rl"])
 def test_after_a_kill_at_every_failpoint_the_same_bits_come_out(make_run, runner, task):
-    run = make_run(task, out="whole")
-    if task == "sft":
+    settings = {"group": 4, "max_new_tokens": 6, "form": 0.5, "beta": 0.1} if task == "rl" else {}
+    run = make_run(task, out="whole", **settings)
+    if task != "pretrain":
         base = make_run(out="base", steps=3)
         assert runner(base) == 0
-        run = make_run(task, out="whole", init=base["out"])
+        run = make_run(task, out="whole", init=base["out"], **settings)
     assert runner(run) == 0
     expected = payload(run["out"])
     points = ["begin", "files", "before rename", "renamed"]
@@ -129,7 +130,7 @@ def test_after_a_kill_at_every_failpoint_the_same_bits_come_out(make_run, runner
         "publish: file:5",
     ]
     for place in places:
-        again = make_run(task, out=place.replace(": ", "-"), init=run["init"])
+        again = make_run(task, out=place.replace(": ", "-"), init=run["init"], **settings)
         assert runner(again, kill_at=place) == -signal.SIGKILL, place
         assert runner(again) == 0, place
         assert payload(again["out"]) == expected, place
