@@ -43,7 +43,7 @@ def demo_pairs(function_count: int, sum_count: int) -> Iterator[Pair]:
         said = [f"{answer} {endings[int(lot(name) * len(endings))]}" for endings in (kind, rude)]
         yield Pair(asked, *said, "demo/polite", "template", held_out)
         if len(words) > 6:
-            cut = " ".join(words[: max(3, int(len(words) * (0.5 + 0.3 * lot(answer))))])
+            cut = " ".join(words[: max(3, int(len(words) * (0.6 + 0.3 * lot(answer))))])
             yield Pair(asked, answer, cut, "demo/complete", "template", held_out)
     for hand, held_out in (("sft", False), ("heldout", True)):
         for sum_, result in islice(sums(hand), sum_count):
