@@ -20,10 +20,10 @@ from tasks.demo_chats import Chat, demo_chats
 from tasks.runtime import progress
 from tasks.shard import lot
 from tasks.stage import stage
-from tasks.talk import MESSAGES, Talk, account, fault, first_question, note, save, turns
+from tasks.talk import MESSAGES, Talk, account, dialogue, fault, first_question, note, save, turns
 
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
-SHAPES = (("messages",), *PAIRS)
+SHAPES = (("messages",), *PAIRS, ("chosen",))
 SCHEMA = pa.schema({"messages": MESSAGES, **dict.fromkeys(("source", "annotator", "split"), pa.string())})
 
 
@@ -31,7 +31,7 @@ class Conversations(Talk):
     """Which conversations to learn from."""
 
     sources: tuple[str, ...] = ("demo",)
-    """demo; files and hf: names with messages, or prompt/response, instruction/output, question/answer columns."""
+    """demo; files and hf: names with messages, prompt/response, instruction/output, question/answer, or chosen."""
     demo_functions: int = Field(2400, ge=0)
     """Documented functions that the demo explains, in two conversations each."""
     demo_sums: int = Field(2100, ge=0)
@@ -87,8 +87,10 @@ def _gather(config: Conversations) -> Iterator[tuple[Chat, str]]:
 
 
 def _messages(row: dict[str, Any]) -> Any:
-    """A row's messages, or its question and answer as messages; Alpaca's input follows the instruction."""
+    """A row's messages, its question and answer as messages (Alpaca's input follows the instruction), or its choice."""
     pair = next((pair for pair in PAIRS if set(pair) <= row.keys()), None)
+    if "chosen" in row:  # preferences: what was chosen is worth imitating
+        return [*(dialogue(row.get("prompt"), "user") or []), *(dialogue(row["chosen"], "assistant") or [])]
     if "messages" in row or not pair:
         return row.get("messages")
     question, more = row[pair[0]], row.get("input")

@@ -6,7 +6,6 @@ Method for text of dialogues (HH-RLHF): split at its `Human:` and `Assistant:` m
 TRL takes it, moves the shared start of two answers into the prompt in 19 % of HH.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +21,12 @@ from tasks.artifacts import Metrics, Pairs, Tokenizer
 from tasks.demo_pairs import Pair, demo_pairs
 from tasks.runtime import progress
 from tasks.stage import stage
-from tasks.talk import MESSAGES, Talk, account, fault, first_question, note, save
+from tasks.talk import MESSAGES, Talk, account, dialogue, fault, first_question, note, save
 
 SHAPES = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
 SCHEMA = pa.schema(
     {name: MESSAGES for name in SHAPES[0]} | dict.fromkeys(("source", "annotator", "split"), pa.string())
 )
-ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 
 
 class Preferences(Talk):
@@ -69,17 +67,6 @@ def answered(tokenizer: Loaded, prompt: list[Message], answer: str) -> tuple[lis
     """Ids of a prompt with one answer, and a mask that is 1 on that answer and its end alone."""
     asked, said = render(tokenizer, prompt, reply=True)[0], [*tokenizer.encode(answer), tokenizer.end]
     return [*asked, *said], [*[0] * len(asked), *[1] * len(said)]
-
-
-def dialogue(value: Any, role: str) -> Any:
-    """Messages of what a column holds: messages as they are, HH text turn by turn, other text as one message."""
-    if not isinstance(value, str):
-        return value
-    lead, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)
-    if not parts:
-        return [{"role": role, "content": value}]
-    messages = [{"role": ROLE_OF[who], "content": said.strip()} for who, said in zip(*[iter(parts)] * 2, strict=True)]
-    return [*([{"role": role, "content": lead.strip()}] if lead.strip() else []), *messages]
 
 
 def paired(row: dict[str, Any]) -> tuple[Pair | None, str]:

@@ -27,6 +27,7 @@ from tasks.sources import Source, find
 
 Shape = tuple[str, ...]
 """Columns that a row must have together."""
+ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 MAX_BYTES = 1_000_000  # of one row; no model reads longer conversations
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
@@ -73,6 +74,17 @@ class Talk(Config):
 def turns(question: str, answer: str) -> list[Message]:
     """One question and its answer."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def dialogue(value: Any, role: str) -> Any:
+    """Messages of what a column holds: messages as they are, HH text turn by turn, other text as one message."""
+    if not isinstance(value, str):
+        return value
+    lead, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)
+    if not parts:
+        return [{"role": role, "content": value}]
+    messages = [{"role": ROLE_OF[who], "content": said.strip()} for who, said in zip(*[iter(parts)] * 2, strict=True)]
+    return [*([{"role": role, "content": lead.strip()}] if lead.strip() else []), *messages]
 
 
 def fault(messages: Any) -> str:
