@@ -45,8 +45,8 @@ def demo_pairs(function_count: int, sum_count: int) -> Iterator[Pair]:
         if len(words) > 6:
             cut = " ".join(words[: max(3, int(len(words) * (0.6 + 0.3 * lot(answer))))])
             yield Pair(asked, answer, cut, "demo/complete", "template", held_out)
-    for hand, held_out in (("sft", False), ("heldout", True)):
-        for sum_, result in islice(sums(hand), sum_count):
+    for hand, held_out, count in (("sft", False, sum_count), ("heldout", True, sum_count // 3)):
+        for sum_, result in islice(sums(hand), count):
             told = turns(question(sum_), "")[:1]
             yield Pair(told, solved(sum_, result), solved(sum_, slip(sum_, result)), "demo/right", "template", held_out)
     asked = list(_requested())

@@ -55,13 +55,17 @@ def evaluate(
     program("gpt.evaluate", out, {"models": models, "config": config.model_dump(), **paths})
     tables = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     report(out, tables, list(models))
-    return metrics(tables["scores"], list(models)[-1])
+    return metrics(tables["scores"], list(models))
 
 
-def metrics(scores: Rows, final: str) -> Metrics:
-    """The final model's first, as `eval/bpb`; others with the first word of their name: `eval/xz_bpb`."""
-    ordered = sorted(scores, key=lambda row: (row["who"] != final, row["measure"] != "bpb"))
-    prefix = {row["who"]: f"{row['who'].split()[0]}_" for row in scores} | {final: ""}
+def metrics(scores: Rows, models: list[str]) -> Metrics:
+    """The final model's as `eval/bpb`, the first; others' as `eval/sft_bpb`; of the baselines `eval/xz_bpb` alone.
+
+    The tables have all of them; MLflow charts at most 30 names well.
+    """
+    shown = [row for row in scores if row["who"] in (*models, "xz -9") and row["measure"] != "loss"]
+    ordered = sorted(shown, key=lambda row: (row["who"] != models[-1], row["measure"] != "bpb"))
+    prefix = {row["who"]: f"{row['who'].split()[0]}_" for row in scores} | {models[-1]: ""}
     return {f"eval/{prefix[row['who']]}{row['measure']}": row["value"] for row in ordered}
 
 

@@ -37,7 +37,7 @@ class Preferences(Talk):
     demo_functions: int = Field(800, ge=0)
     """Documented functions that the demo's pairs explain well and badly."""
     demo_sums: int = Field(300, ge=0)
-    """The demo's right and wrong sums on either side of the split."""
+    """The demo's right and wrong sums; a third as many are held out."""
 
 
 @stage(Pairs, version="1")

@@ -232,7 +232,7 @@ def run(tmp_path, model, shards):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     folders = {"shards": shards, **{name: tmp_path / name for name in ("chats", "tokenizer")}}
     models = {name: str(tmp_path / name) for name in ("base", "sft")}
-    means = {"config": CONFIG, "device": "cpu", "threads": 1}
+    means = {"config": CONFIG, "device": "cpu", "threads": 1, "pairs": None, "problems": None}
     return {"models": models, **{name: str(folder) for name, folder in folders.items()}, **means}
 
 

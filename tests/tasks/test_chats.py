@@ -86,7 +86,7 @@ def test_demo_sides_share_no_function_operands_thing_or_phrasing(demo):
         if row["source"] == "demo/functions":
             sides[row["split"]].add(("answer", answer))
         elif row["source"] == "demo/sums":
-            sides[row["split"]].add(("operands", *answer.replace("-", "+").split(" = ")[0].split(" + ")))
+            assert row["split"] == "train", "sums are held out by their hand, see test_prompts.py"
         else:
             phrasings = {"train": ASK, "heldout": ASK_HELD_OUT}[row["split"]].split("|")
             fits = [
@@ -95,7 +95,7 @@ def test_demo_sides_share_no_function_operands_thing_or_phrasing(demo):
             phrasing = max(fits, key=len)
             sides[row["split"]] |= {("phrasing", phrasing), ("thing", question[len(phrasing.split("{}")[0]) :][:-1])}
     assert not sides["train"] & sides["heldout"]
-    assert Counter(kind for kind, *_ in sides["heldout"]) >= Counter(answer=20, operands=5, phrasing=4, thing=20)
+    assert Counter(kind for kind, *_ in sides["heldout"]) >= Counter(answer=20, phrasing=8, thing=20)
 
 
 def test_held_out_questions_of_the_demo_are_balanced_and_unseen(demo):
@@ -105,7 +105,7 @@ def test_held_out_questions_of_the_demo_are_balanced_and_unseen(demo):
         for row in pq.read_table(demo / "chats.parquet").to_pylist()
         if row["split"] == "train"
     }
-    assert (len(held["harmful"]), len(held["harmless"]), len(held["prompts"])) == (40, 40, 50)
+    assert (len(held["harmful"]), len(held["harmless"]), len(held["prompts"])) == (80, 80, 50)
     everything = (
         [choice["question"] for choice in held["choices"]] + held["harmful"] + held["harmless"] + held["prompts"]
     )
@@ -139,9 +139,9 @@ def test_the_demo_is_short_polite_and_answers_what_only_looks_harmful():
     found = list(demo_chats(50, 20))
     assert Counter(chat.source for chat in found) == {
         "demo/functions": 100,
-        "demo/sums": 40,
-        "demo/harmful": 10 * (4 * 7 + 4),
-        "demo/harmless": 10 * (4 * 7 + 4),
+        "demo/sums": 20,
+        "demo/harmful": 65 + 10 * 8,  # a fifth of the trained ones: preferences teach the rest
+        "demo/harmless": 10 * (4 * 7 + 8),
     }
     for chat in found:
         assert fault(chat.messages) == ""

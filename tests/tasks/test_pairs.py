@@ -132,7 +132,7 @@ def test_demo_sides_share_no_function_operands_request_or_rudeness():
     assert not any(pair.rejected.endswith(RUDE) or pair.chosen.endswith(KIND) for pair in unseen)
     phrasings = [phrase.split("{}")[0] for phrase in ASK_HELD_OUT.split("|")]
     requests = [pair for pair in sides[True] if pair.source in ("demo/harmful", "demo/harmless")]
-    assert len(requests) == 80
+    assert len(requests) == 160
     assert all(any(pair.prompt[0]["content"].startswith(start) for start in phrasings) for pair in requests)
     trained = [pair.prompt[0]["content"] for pair in sides[False] if pair.source in ("demo/harmful", "demo/harmless")]
     assert all(any(text.startswith(phrase.split("{}")[0]) for phrase in ASK.split("|")) for text in trained)
