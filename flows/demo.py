@@ -5,6 +5,7 @@ In: a store. Out: on stdout the table of stages with measured effects, a sample,
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from flows.servers import connect, up
 from tasks.stage import Session
 from tasks.store import Store
 
+MODELS = ("base", "sft", "prefer", "rl")
+"""As evaluate names them."""
+
 
 def demo(store: Store) -> None:
     """Bring the servers up, run the demo recipe, show what every stage did."""
-    echo("gptloom demo: two servers, then raw text to a chat model; about 6 minutes on 2 cores", err=True)
+    echo("gptloom demo: two servers, then raw text to a chat model; about 8 minutes on 2 cores", err=True)
     servers = up({})
     connect()
     from flows.recipe import load
@@ -33,7 +37,8 @@ def demo(store: Store) -> None:
     echo(f"  model    {session.results['export'].path}")
     echo("\nNext" + ("" if shutil.which("gptloom") else "\n  source .venv/bin/activate"))
     echo("  gptloom run demo --set 'ingest.sources=[YOUR.txt]' --set name=mine    # your own text, same recipe")
-    echo('  gptloom sample sft --start "The " --num-samples 3')
+    echo('  gptloom sample pretrain --start "The " --num-samples 3')
+    echo("  gptloom chat rl                                                       # ask it something")
     echo("  gptloom down                                                          # stop the two servers")
 
 
@@ -47,10 +52,24 @@ def effects(session: Session) -> None:
             echo(f"    {row['reason']:<15} {brief(row['detail'])}")
             if "kept" in row:
                 echo(f"    {'  kept':<15} {brief(row['kept'])}")
-    scores = report(session.results["evaluate"].path, "scores.json")
+    for line in standings(report(session.results["evaluate"].path, "scores.json")):
+        echo(f"  {line}")
+
+
+def standings(scores: list[dict[str, Any]]) -> Iterator[str]:
+    """A line a measure: each model's value, with its 95 % interval where it is a share, then the trivial baselines."""
+    models = [who for who in MODELS if any(row["who"] == who for row in scores)]
+    yield " " * 17 + "".join(f"{who:<20}" for who in models) + "beside"
     for measure in dict.fromkeys(row["measure"] for row in scores):
-        values = ", ".join(f"{row['who']} {row['value']:.3f}" for row in scores if row["measure"] == measure)
-        echo(f"  {measure + ':':<18} {values}")
+        rows = {row["who"]: row for row in scores if row["measure"] == measure}
+        cells = "".join(f"{told(rows[who]) if who in rows else '-':<20}" for who in models)
+        others = ", ".join(f"{who} {row['value']:.3f}" for who, row in rows.items() if who not in models)
+        yield f"{measure:<17}{cells}{others}"
+
+
+def told(row: dict[str, Any]) -> str:
+    """`0.876 (0.847-0.900)`, or the value alone."""
+    return f"{row['value']:.3f}" + ("" if row["low"] is None else f" ({row['low']:.3f}-{row['high']:.3f})")
 
 
 def report(path: str, name: str) -> list[dict[str, Any]]:
@@ -66,5 +85,6 @@ def brief(text: str) -> str:
 def samples(session: Session) -> None:
     """A sample of the base model, and a question to the chat model with its answer, as evaluate drew them."""
     drawn = (Path(session.results["evaluate"].path) / "samples.txt").read_text(encoding="utf-8").split("-" * 15 + "\n")
-    for start in ("== base, from nothing", "== sft, prompts", "== sft, harmful", "== sft, harmless"):
+    final = [who for who in MODELS[1:] if who in session.results][-1]
+    for start in ("== base, from nothing", *(f"== {final}, {kind}" for kind in ("prompts", "harmful", "harmless"))):
         echo(next((text for text in drawn if text.startswith(start)), "").strip()[:600])

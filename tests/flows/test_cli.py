@@ -64,6 +64,24 @@ def test_a_rerun_is_all_hits_and_json_tells_every_stage(gptloom, tiny_recipe):
     assert all(Path(s["path"]).is_dir() for s in said["stages"] if s["cache"] == "hit")
 
 
+def test_a_conversation_ends_with_an_empty_line(gptloom, monkeypatch):
+    asked = iter(["Hello?", "And you?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    said = gptloom("chat", "rl", "--temperature", "0")
+    assert said.count("model> ") == 2
+
+
+def test_the_demo_shows_every_model_on_every_measure(store):
+    from flows.demo import standings
+
+    scores = json.loads((store.find("evaluate")[0] / "report" / "scores.json").read_text())
+    head, *lines = standings(scores)
+    assert head.split() == ["base", "sft", "prefer", "rl", "beside"]
+    measures = {line.split()[0] for line in lines}
+    assert {"bpb", "answer_accuracy", "pair_accuracy", "arithmetic", "refusal_harmful", "refusal_harmless"} <= measures
+    assert all(len(re.findall(r"\d\.\d{3}(?: \(|  )", line)) >= 4 for line in lines)
+
+
 def test_json_comes_last_on_failure_too(gptloom, tiny_recipe):
     out = gptloom("run", tiny_recipe, "--set", "shard.val_fraction=0.000001", "--json", code=2)
     said = json.loads(out.splitlines()[-1])
@@ -105,7 +123,7 @@ def test_sample_prints_nanogpts_form_from_checkpoint_and_release(gptloom):
         assert samples[2] == ""
         assert all(text.startswith("The ") for text in samples[:2])
     same = [
-        gptloom("sample", ref, "--num-samples", 1, "--max-new-tokens", 12, "--start", "A") for ref in ("sft", "export")
+        gptloom("sample", ref, "--num-samples", 1, "--max-new-tokens", 12, "--start", "A") for ref in ("rl", "export")
     ]
     assert same[0] == same[1], "the release writes another text than its checkpoint"
 
