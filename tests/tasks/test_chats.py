@@ -15,31 +15,12 @@ from hypothesis import strategies as st
 
 from gpt.chat import render
 from gpt.errors import UserError
-from gpt.tokenizer import LETTERS, reserve
-from gpt.tokenizer import Tokenizer as Loaded
-from tasks import pydocs
 from tasks.artifacts import Tokenizer
 from tasks.chats import Conversations, chats, fault, questions
 from tasks.demo_chats import ASK, ASK_HELD_OUT, Chat, demo_chats, turns
 from tasks.demo_chats import __file__ as demo_module
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _read_python_once():
-    """The standard library is parsed once for all tests here: the functions are the real ones."""
-    found = list(pydocs.functions())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.demo_chats.functions", lambda: iter(found))
-        yield
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory) -> Tokenizer:
-    """Bytes as tokens: 256 ranks and five specials."""
-    ranks = {bytes([byte]): rank for rank, byte in enumerate(LETTERS)}
-    folder = tmp_path_factory.mktemp("tokenizer")
-    Loaded(ranks, "gpt2", reserve(ranks)).save(folder)
-    return Tokenizer(stage="tokenizer", key="k", digest="t", path=folder)
+pytestmark = pytest.mark.usefixtures("python_read_once")
 
 
 @pytest.fixture(scope="module")

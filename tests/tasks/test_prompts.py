@@ -8,19 +8,9 @@ import pytest
 
 from gpt.errors import UserError
 from gpt.rewards import number
-from gpt.tokenizer import LETTERS, reserve
-from gpt.tokenizer import Tokenizer as Loaded
 from tasks.arithmetic import HANDS, PHRASINGS, question, solved, sums
 from tasks.artifacts import Tokenizer
 from tasks.prompts import Problems, prompts
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory) -> Tokenizer:
-    ranks = {bytes([byte]): rank for rank, byte in enumerate(LETTERS)}
-    folder = tmp_path_factory.mktemp("tokenizer")
-    Loaded(ranks, "gpt2", reserve(ranks)).save(folder)
-    return Tokenizer(stage="tokenizer", key="k", digest="t", path=folder)
 
 
 def build(out: Path, vocabulary: Tokenizer, **options) -> tuple[list[dict], dict[str, float]]:

@@ -1,0 +1,26 @@
+"""What several stages' tests share: a vocabulary of bytes, and Python's own documentation, read once."""
+
+import pytest
+
+from gpt.tokenizer import LETTERS, reserve
+from gpt.tokenizer import Tokenizer as Loaded
+from tasks import pydocs
+from tasks.artifacts import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory) -> Tokenizer:
+    """Bytes as tokens: 256 ranks and five specials."""
+    ranks = {bytes([byte]): rank for rank, byte in enumerate(LETTERS)}
+    folder = tmp_path_factory.mktemp("tokenizer")
+    Loaded(ranks, "gpt2", reserve(ranks)).save(folder)
+    return Tokenizer(stage="tokenizer", key="k", digest="t", path=folder)
+
+
+@pytest.fixture(scope="module")
+def python_read_once():
+    """The standard library is parsed once for all tests of a module: the functions are the real ones."""
+    found = list(pydocs.functions())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.demo_chats.functions", lambda: iter(found))
+        yield
