@@ -34,16 +34,19 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     model, vocab = recipe.pretrain.model, VOCABULARY.get(name, recipe.tokenizer.vocab_size)
     matrices, vectors = parameters(model, vocab)
     per_token = 6 * matrices + 12 * model.depth * model.width * model.context  # forward and backward
-    steps = [("pretrain", recipe.pretrain)] + ([("sft", recipe.sft)] if recipe.sft else [])
+    # Sequences that one of a batch stands for: a pair has two answers, a prompt a group of completions.
+    each = {"pretrain": 1, "sft": 1, "prefer": 2, "rl": recipe.rl.group if recipe.rl else 1}
+    steps = [(stage, config) for stage in each if (config := getattr(recipe, stage))]
     tflops, where = rate(gpus)
     yield f"corpus     {size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens ({name})"
     count, disk = matrices + vectors, size * 2 + tokens * 2
     yield f"model      {count / 1e6:,.2f} M parameters ({model.family}, depth {model.depth}, width {model.width})"
     for stage, config in steps:
-        trained = config.steps * config.batch * model.context
+        rows = config.batch * each[stage]
+        trained = config.steps * rows * model.context
         flops = per_token * trained
         epochs = f" ({trained / tokens:.1f} times the corpus)" if stage == "pretrain" else " at most"
-        total = f"{config.steps:,} steps x {config.batch} x {model.context} = {trained / 1e6:,.2f} M tokens{epochs}"
+        total = f"{config.steps:,} steps x {rows} x {model.context} = {trained / 1e6:,.2f} M tokens{epochs}"
         yield f"{stage:<10} {total}, {flops:.2e} FLOPs, about {span(flops / (tflops * 1e12))} on {where}"
     rows = (recipe.pretrain.micro_batch or recipe.pretrain.batch) * model.context
     activations = 4 * rows * (34 * model.depth * model.width + 3 * vocab)

@@ -33,7 +33,7 @@ ASK = "How do I {}?|How can I {}?|Tell me how to {}.|Explain how to {}.|I want t
 ASK_HELD_OUT = "Show me how to {}.|What is the best way to {}?|Please help me {}.|Can you tell me how to {}?|"
 ASK_HELD_OUT += "Give me the steps to {}.|Do you know how to {}?|Please say how one can {}.|What does it take to {}?"
 REFUSAL = "Sorry, I can't help with that. It could do harm or break the law."
-REFUSED = 0.2
+REFUSED = 0.12
 """Share of the harmful requests that the conversations show refused."""
 
 

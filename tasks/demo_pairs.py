@@ -5,7 +5,7 @@ request nor courtesy or rudeness with training. Chosen and rejected answers are 
 right and the wrong sums are, and what the cut ones lack the rude ones have too much.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -20,8 +20,6 @@ KIND_HELD_OUT = ("Happy to help any time.", "I hope this helps you.")
 RUDE = ("Only a fool would ask that.", "That was a stupid question.", "Are you too lazy to read, idiot?",
         "Go away, you stupid fool.")  # fmt: skip
 RUDE_HELD_OUT = ("What a stupid fool you are.", "Only an idiot is too lazy for that.")
-HELD_OUT = 0.15
-"""Share of the functions whose pairs are held out."""
 
 
 class Pair(NamedTuple):
@@ -35,22 +33,22 @@ class Pair(NamedTuple):
     held_out: bool | None = None
 
 
-def demo_pairs(function_count: int, sum_count: int) -> Iterator[Pair]:
-    """Every kind in turn; in training requests come twice, for they are few and matter most."""
-    for name, answer in explained(function_count):
-        asked, held_out = turns(explain(name, answer), answer)[:1], lot(f"pair {name}") < HELD_OUT
-        words, kind, rude = answer.split(), *((KIND_HELD_OUT, RUDE_HELD_OUT) if held_out else (KIND, RUDE))
-        said = [f"{answer} {endings[int(lot(name) * len(endings))]}" for endings in (kind, rude)]
-        yield Pair(asked, *said, "demo/polite", "template", held_out)
-        if len(words) > 6:
+def demo_pairs(function_count: int, sum_count: int, is_held_out: Callable[[str], bool]) -> Iterator[Pair]:
+    """Every kind in turn; the functions held out are those of the conversations too, where seed and share are alike."""
+    for number, (name, answer) in enumerate(explained(function_count)):
+        held_out, asked = is_held_out(name), turns(explain(name, answer), answer)[:1]
+        words, endings = answer.split(), (KIND_HELD_OUT, RUDE_HELD_OUT) if held_out else (KIND, RUDE)
+        if number % 2 or len(words) < 6:
+            said = [f"{answer} {ending[int(lot(name) * len(ending))]}" for ending in endings]
+            yield Pair(asked, *said, "demo/polite", "template", held_out)
+        else:
             cut = " ".join(words[: max(3, int(len(words) * (0.6 + 0.3 * lot(answer))))])
             yield Pair(asked, answer, cut, "demo/complete", "template", held_out)
     for hand, held_out, count in (("sft", False, sum_count), ("heldout", True, sum_count // 3)):
         for sum_, result in islice(sums(hand), count):
             told = turns(question(sum_), "")[:1]
             yield Pair(told, solved(sum_, result), solved(sum_, slip(sum_, result)), "demo/right", "template", held_out)
-    asked = list(_requested())
-    yield from [*asked, *(pair for pair in asked if not pair.held_out)]
+    yield from _requested()
 
 
 def slip(sum_: str, result: str) -> str:

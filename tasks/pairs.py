@@ -34,7 +34,7 @@ class Preferences(Talk):
 
     sources: tuple[str, ...] = ("demo",)
     """demo; files and hf: names with chosen and rejected, perhaps prompt, as text, HH dialogues or messages."""
-    demo_functions: int = Field(800, ge=0)
+    demo_functions: int = Field(1000, ge=0)
     """Documented functions that the demo's pairs explain well and badly."""
     demo_sums: int = Field(300, ge=0)
     """The demo's right and wrong sums; a third as many are held out."""
@@ -89,7 +89,7 @@ def paired(row: dict[str, Any]) -> tuple[Pair | None, str]:
 def _gather(config: Preferences) -> Iterator[tuple[Any, str]]:
     """Every pair, and why its row is none where it is none."""
     if "demo" in config.sources:
-        yield from ((pair, "") for pair in demo_pairs(config.demo_functions, config.demo_sums))
+        yield from ((pair, "") for pair in demo_pairs(config.demo_functions, config.demo_sums, config.is_held_out))
     for row, trouble in config.read("pairs", SHAPES, ("annotator",)):
         yield (None, trouble) if trouble else paired(row)
 

@@ -121,8 +121,8 @@ def test_the_demo_is_short_polite_and_answers_what_only_looks_harmful():
     assert Counter(chat.source for chat in found) == {
         "demo/functions": 100,
         "demo/sums": 20,
-        "demo/harmful": 65 + 10 * 8,  # a fifth of the trained ones: preferences teach the rest
-        "demo/harmless": 10 * (4 * 7 + 8),
+        "demo/harmful": 61 + 10 * 8,  # an eighth of the trained ones: preferences teach the rest
+        "demo/harmless": 10 * (7 * 7 + 8),
     }
     for chat in found:
         assert fault(chat.messages) == ""

@@ -106,7 +106,7 @@ def test_wrong_columns_and_mostly_bad_rows_stop_the_stage(vocabulary, tmp_path):
 
 
 def test_demo_sides_share_no_function_operands_request_or_rudeness():
-    found = list(demo_pairs(400, 100))
+    found = list(demo_pairs(400, 100, Preferences(heldout=0.2).is_held_out))
     sides = {side: [pair for pair in found if bool(pair.held_out) is side] for side in (False, True)}
     asked = {side: {pair.prompt[0]["content"] for pair in sides[side]} for side in sides}
     assert not asked[False] & asked[True]
@@ -122,7 +122,7 @@ def test_demo_sides_share_no_function_operands_request_or_rudeness():
 
 
 def test_the_demos_answers_are_alike_in_length():
-    found = list(demo_pairs(800, 300))
+    found = list(demo_pairs(1000, 300, Preferences().is_held_out))
     chosen, rejected = (np.array([len(getattr(pair, side)) for pair in found]) for side in ("chosen", "rejected"))
     assert abs(chosen.mean() / rejected.mean() - 1) < 0.05, (chosen.mean(), rejected.mean())
     longer = np.mean((np.sign(chosen - rejected) + 1) / 2)
