@@ -147,15 +147,13 @@ class RlConfig(TrainConfig):
     """Reward for a reply with a number in it that comes to its end."""
     beta: float = 0.0
     """Weight of the KL divergence to the model at the start; 0 leaves it out."""
-    clip: float = 0.2
-    """How far from 1 a token's probability ratio counts."""
     resample: int = 2
     """Times that prompts whose completions all earned the same, so teach nothing, are replaced by others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("", self, group=2, max_new_tokens=1, beta=0, clip=0, resample=0, exact=0, numeric=0, form=0)
-        _check(self.temperature > 0, f"temperature={self.temperature} must be positive; try 1.0")
+        _at_least("", self, group=2, max_new_tokens=1, beta=0, resample=0, exact=0, numeric=0, form=0)
+        _check(0 < self.temperature < 100, f"temperature={self.temperature} must lie in (0, 100); try 1.0")
         _check(self.exact + self.numeric + self.form > 0, "no reward counts; set one of exact, numeric, form to 1")
 
 

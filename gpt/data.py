@@ -93,6 +93,7 @@ class Conversations:
         self.spans = np.stack([offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + context + 1)], axis=1).tolist()
         usable = self._usable(np.diff(offsets) <= context + 1)
         self.train, self.val = (np.flatnonzero(usable & (split == part)) for part in (0, 1))
+        self.val = self._mixed(self.val)  # so that the first of them are of all kinds
         for name, rows in (("training", self.train), ("held-out", self.val)):
             if not len(rows):
                 raise UserError(f"no {name} conversation has an answer within {context} tokens; raise model.context")
@@ -102,6 +103,9 @@ class Conversations:
     def _usable(self, whole: np.ndarray) -> np.ndarray:
         """Which rows have something to learn; `whole` says which fit the context."""
         return np.array([self.mask[a + 1 : b].any() for a, b in self.spans], bool)
+
+    def _mixed(self, rows: np.ndarray) -> np.ndarray:
+        return rows[order(0, 0, len(rows), len(rows))[1]] if len(rows) else rows
 
     def batch(self, seed: int, step: int, rows: int) -> Batch:
         """The conversations of one training step; an epoch has each once."""
@@ -127,6 +131,9 @@ class Pairs(Conversations):
 
     def _usable(self, whole: np.ndarray) -> np.ndarray:
         return np.repeat(whole[::2] & whole[1::2], 2)
+
+    def _mixed(self, rows: np.ndarray) -> np.ndarray:
+        return both(super()._mixed(rows[::2])).reshape(2, -1).T.ravel()
 
     def rows(self, seed: int, step: int, pairs: int) -> np.ndarray:
         """Row numbers of one step's pairs: all chosen ones, then the rejected ones in the same order."""

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from gpt.chat import render
 from gpt.checkpoint import load_model
 from gpt.data import Windows
+from gpt.errors import UserError
 from gpt.exams import PairExam, ProblemExam, Row, row, share
 from gpt.generate import generate, pick_device
 from gpt.heldout import HeldOut, batches, nats
@@ -159,5 +160,15 @@ def top(tokenizer: Tokenizer, values_V: torch.Tensor, head: Row, name: str) -> l
     return [head | {"token": tokenizer.decode([token]), name: round(value, 6)} for value, token in pairs]
 
 
+def main() -> int:
+    """Exit code 2 and one line for what the user can mend, as gpt/train.py."""
+    try:
+        evaluate(json.loads(Path(sys.argv[1]).read_text()))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", flush=True, file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    evaluate(json.loads(Path(sys.argv[1]).read_text()))
+    sys.exit(main())

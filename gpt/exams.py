@@ -6,17 +6,18 @@ Method: a pair is won where the chosen answer has the higher mean log-probabilit
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gpt.chat import render
 from gpt.data import IGNORED, Pairs, both
 from gpt.generate import generate
-from gpt.heldout import batches, nats
+from gpt.heldout import batches
+from gpt.losses import log_probs
 from gpt.model import GPT
 from gpt.rewards import number, numeric
 from gpt.tokenizer import Tokenizer
@@ -49,13 +50,16 @@ class PairExam:
         return [*share("longer answer", "pair_accuracy", longer), *share("shorter answer", "pair_accuracy", 1 - longer)]
 
     def scores(self, who: str, model: GPT) -> list[Row]:
-        """The share of pairs whose chosen answer costs less a token."""
-        costs = []
+        """The share of pairs whose chosen answer has the higher mean."""
+        means = []
         for at in batches(f"{who}: pair", len(self.chosen), 32, silent_s=5):
             x_BT, y_BT = self.data.padded(both(self.chosen[at]))
-            costs.append((nats(model, x_BT, y_BT).sum(1) / (y_BT != IGNORED).sum(1)).reshape(2, -1))
-        chosen, rejected = np.concatenate(costs, axis=1)
-        return share(who, "pair_accuracy", chosen < rejected)
+            device = model.wte.weight.device
+            with torch.no_grad():
+                logp = log_probs(model.eval(), torch.from_numpy(x_BT).to(device), torch.from_numpy(y_BT).to(device))
+            means.append((logp.sum(1).cpu().numpy() / (y_BT != IGNORED).sum(1)).reshape(2, -1))
+        chosen, rejected = np.concatenate(means, axis=1)
+        return share(who, "pair_accuracy", chosen > rejected)
 
 
 class ProblemExam:
@@ -67,8 +71,9 @@ class ProblemExam:
 
     def baselines(self) -> list[Row]:
         """Whoever always says the commonest answer."""
-        (most, _), *_ = Counter(number(answer) for _, answer in self.problems).most_common(1)
-        return share("constant answer", "arithmetic", [number(answer) == most for _, answer in self.problems])
+        answers = [number(answer) for _, answer in self.problems]
+        most = max(set(answers), key=answers.count, default=None)
+        return share("constant answer", "arithmetic", [answer == most for answer in answers])
 
     def scores(self, who: str, model: GPT) -> list[Row]:
         """The share of problems with the right number."""

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 
 class Journal:
@@ -20,7 +21,7 @@ class Journal:
         keep = [line for line in lines if after_step is None or json.loads(line)[1] <= after_step]
         os.ftruncate(self.fd, sum(map(len, keep)))  # steps only grow, so what is kept is the head of the file
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: dict[str, Any]) -> None:
         """One line, in one write: a kill leaves it whole or torn at the end of the file."""
         os.write(self.fd, (json.dumps([int(time.time() * 1000), step, values]) + "\n").encode())
 

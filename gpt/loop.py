@@ -149,6 +149,8 @@ def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) 
             raise UserError(f"{run[what]} was made with tokenizer {pair}; make both with one tokenizer")
     parents = [*parent["parents"], {key: parent[key] for key in ("task", "step", "tokens")}] if parent else []
     same = {"task": run["task"], "train": asdict(config), "tokenizer": tokenizer.digest, "parents": parents}
+    weights = (Path(run["init"]) / "model.safetensors").read_bytes() if run["init"] else b""
+    same["init"] = hashlib.sha256(weights).hexdigest()
     return same | {"data": hashlib.sha256(facts).hexdigest(), "step": 0, "tokens": 0}
 
 

@@ -116,8 +116,8 @@ class Preference:
             loss = losses.sum() / c.batch + c.sft_weight * own
             loss.backward()
             total += loss.detach()
-            won = (losses.detach() < np.log(2)).float().sum() / c.batch
-            numbers["pair_accuracy"] = numbers.get("pair_accuracy", 0) + won
+            share = len(part) / c.batch
+            numbers["reward_accuracy"] = numbers.get("reward_accuracy", 0) + won(np.log(2) - losses.detach()) * share
         return total, learned, numbers
 
     def measure(self) -> Numbers:
@@ -130,15 +130,16 @@ class Preference:
         policy_B = torch.cat(chunks).cpu()
         chosen, rejected = (policy_B - torch.from_numpy(self.reference[rows])).chunk(2)
         margin = self.config.beta * (chosen - rejected)
-        accuracy = (margin > 0).float().mean() + (margin == 0).float().mean() / 2  # at the start all are ties
         shifts = {"chosen_logp": policy_B.chunk(2)[0].mean(), "margin": margin.mean()}
-        measured = {"val/pair_accuracy": accuracy, **{f"val/{name}": value for name, value in shifts.items()}}
+        measured = {"val/reward_accuracy": won(margin), **{f"val/{name}": value for name, value in shifts.items()}}
         return {name: float(value) for name, value in measured.items()} | self._replies()
 
     def _replies(self) -> Numbers:
-        prompts = [self._asked(row) for row in self.data.val[::2][: min(REPLIES, self.config.eval_windows)]]
-        room = min(REPLY_TOKENS, self.model.config.context - max(map(len, prompts)))
-        replies = generate(self.model, prompts, max(1, room), stop=self.tokenizer.stops)
+        rows, room = self.data.val[::2][: self.config.eval_windows], self.model.config.context - REPLY_TOKENS
+        prompts = [ids for ids in map(self._asked, rows) if len(ids) <= room][:REPLIES]
+        if not prompts:  # a context of a few tokens, or long questions only
+            return {}
+        replies = generate(self.model, prompts, REPLY_TOKENS, stop=self.tokenizer.stops)
         x_BT, y_BT = on(self.model, padded(prompts, replies))
         reference = load_model(self.init, str(device_of(self.model)))
         with torch.no_grad():
@@ -153,6 +154,11 @@ class Preference:
     def prompt(self) -> list[int]:
         """The first held-out prompt."""
         return self._asked(self.data.val[0])
+
+
+def won(margins: Tensor) -> Tensor:
+    """The share of margins above 0, those that differ from it in the last bits only as halves."""
+    return ((margins > 1e-4).float() + (margins.abs() <= 1e-4).float() / 2).mean()
 
 
 def device_of(model: GPT) -> torch.device:

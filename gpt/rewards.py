@@ -9,13 +9,13 @@ from collections.abc import Callable
 from decimal import Decimal
 
 Reward = Callable[[str, str, bool], float]
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3})?")
 
 
 def number(text: str) -> Decimal | None:
     """The last number in a text, None where there is none: `so 1,234.50.` is 1234.5."""
     found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    return Decimal(found[-1].replace(",", "").replace("−", "-")) if found else None
 
 
 def exact(reply: str, answer: str, ended: bool) -> float:

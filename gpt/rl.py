@@ -5,7 +5,6 @@ Method: GRPO and its variants (gpt/losses.py), one update per batch of completio
 completions all earned the same are replaced by others, as in DAPO's dynamic sampling (Yu et al. 2025).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from gpt.data import IGNORED, key, order
 from gpt.errors import UserError
 from gpt.exams import Problem, problems
 from gpt.generate import generate
+from gpt.journal import Journal
 from gpt.losses import advantages, grpo, log_probs
 from gpt.model import GPT
 from gpt.objectives import Numbers, Step, device_of, on, padded
@@ -49,10 +49,13 @@ class Practice:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         known = problems(Path(run["data"]), tokenizer, model.config.context - config.max_new_tokens)
         self.train, self.val = known["train"], known["heldout"]
-        if not self.train or not self.val:
-            raise UserError(f"no prompt of {run['data']} leaves room for {config.max_new_tokens} tokens; lower that")
+        for split, rows in known.items():
+            if not rows:
+                way_out = "add some, or lower rl.max_new_tokens"
+                raise UserError(f"no {split} prompt of {run['data']} leaves {config.max_new_tokens} tokens; {way_out}")
         self.reference = load_model(Path(run["init"]), str(device_of(model))) if config.beta else None
-        self.said = Path(run["out"]) / "logs" / "completions.jsonl"
+        self.said: Journal | None = None
+        self.notes = Path(run["out"]) / "logs" / "completions.jsonl"
 
     def backward(self, step: int) -> Step:
         """One update from fresh completions; none where all prompts turned out to teach nothing."""
@@ -68,11 +71,12 @@ class Practice:
 
     def _rollouts(self, step: int) -> list[Rollout]:
         """Groups until a batch of them teaches something, or until they have been replaced `resample` times."""
-        c, rollouts, rounds = self.config, list[Rollout](), self.config.resample + 1
-        for turn in range(rounds):
+        c, rollouts = self.config, list[Rollout]()
+        for turn in range(c.resample + 1):
             missing = c.batch - sum(rollout.teaches for rollout in rollouts)
-            places = order(c.seed, step * rounds + turn, c.batch, len(self.train))[1][:missing]
-            rollouts += self._sample([self.train[place] for place in places], (step * rounds + turn) * c.batch)
+            places = order(c.seed + (turn << 32), step, c.batch, len(self.train))[1][:missing]
+            first = (step * (c.resample + 1) + turn) * c.batch
+            rollouts += self._sample([self.train[place] for place in places], first)
             if sum(rollout.teaches for rollout in rollouts) >= c.batch:
                 break
         return rollouts
@@ -110,7 +114,7 @@ class Practice:
             logp = log_probs(self.model.train(), x, y)
             with torch.no_grad():
                 there = log_probs(self.reference, x, y) if self.reference else None
-            loss = grpo(logp, logp.detach(), advantage, y != IGNORED, c.variant, divisor, there, c.beta, c.clip)
+            loss = grpo(logp, logp.detach(), advantage, y != IGNORED, c.variant, divisor, there, c.beta)
             loss.backward()
             total += loss.detach()
         return total, targets
@@ -134,7 +138,7 @@ class Practice:
         return self.val[0][0]
 
     def _note(self, step: int, rollout: Rollout) -> None:
-        """The first group of a step, for people."""
-        said = [self.tokenizer.decode(ids) for ids in (rollout.prompt, *rollout.replies)]
-        with self.said.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([step + 1, *said[:1], list(zip(said[1:], rollout.rewards, strict=True))]) + "\n")
+        """The first group of a step, for people; what a killed run had noted of this step and later ones goes."""
+        self.said = self.said or Journal(self.notes, after_step=step)
+        prompt, *replies = (self.tokenizer.decode(ids) for ids in (rollout.prompt, *rollout.replies))
+        self.said.log(step + 1, {"prompt": prompt, "said": list(zip(replies, rollout.rewards, strict=True))})

@@ -20,7 +20,7 @@ from tasks.demo_chats import Chat, demo_chats
 from tasks.runtime import progress
 from tasks.shard import lot
 from tasks.stage import stage
-from tasks.talk import MESSAGES, Talk, account, dialogue, fault, first_question, note, save, turns
+from tasks.talk import MESSAGES, Talk, account, annotator, dialogue, fault, first_question, note, save, turns
 
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
 SHAPES = (("messages",), *PAIRS, ("chosen",))
@@ -56,7 +56,7 @@ def chats(out: Path, config: Conversations, tokenizer: Tokenizer) -> Metrics:
     pq.write_table(pa.Table.from_pylist(table, SCHEMA), out / "chats.parquet", write_page_checksum=True)
     save(out, encoded, [chat.held_out is True for chat in kept])
     (out / "heldout.json").write_text(json.dumps(questions([chat for chat in kept if chat.held_out]), indent=1))
-    note(out / "chats.json", made)
+    note(out, "chats", made, "ids.npy")
     unseen, size = sum(chat.held_out is True for chat in kept), sum(len(ids) for ids, _ in encoded)
     counts = {"data/conversations": len(kept), "data/heldout_conversations": unseen, "data/dropped": dropped.total()}
     return {**counts, "data/tokens": size, "data/learned_tokens": sum(sum(mask) for _, mask in encoded)}
@@ -83,7 +83,7 @@ def _gather(config: Conversations) -> Iterator[tuple[Chat, str]]:
     if "demo" in config.sources:
         yield from ((chat, "") for chat in demo_chats(config.demo_functions, config.demo_sums))
     for row, trouble in config.read("chats", SHAPES, ("input", "annotator")):
-        yield Chat(_messages(row), row["_source"], annotator=str(row.get("annotator") or "")), trouble
+        yield Chat(_messages(row), row["_source"], annotator=annotator(row)), trouble
 
 
 def _messages(row: dict[str, Any]) -> Any:

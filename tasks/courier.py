@@ -64,9 +64,12 @@ class Courier(threading.Thread):
         """Deliver until told to close and nothing is left; while the server is away, ask ever less often."""
         pause_s = 0.2
         while not self.state["done"]:
+            closing, at = self._closing.is_set(), self.state["at"]
             try:
                 self.deliver()
-                pause_s = 0.2 if not self._closing.is_set() else 0.0
+                if closing and self.state["at"] == at:
+                    return  # a full disk cut the journal short: no more will come
+                pause_s = 0.0 if closing else 0.2
             except Exception:
                 self.certain, pause_s = False, min(30.0, max(1.0, pause_s * 2))
             if self._closing.wait(pause_s) and pause_s >= 1.0:
@@ -112,6 +115,9 @@ class Courier(threading.Thread):
             if not 400 <= status < 500 or status in (401, 403, 429) or event.get("parent", "") is None:
                 raise  # it is away, or refuses the parent run, without which there is nothing to deliver to
             say(f"MLflow refused {event['do']}: {str(error).splitlines()[0][:200]}")
+        except (TypeError, ValueError) as error:  # no request could be made of it
+            say(f"MLflow's client refused {event['do']}: {error!r:.200}")
+        self.state["done"] = event["do"] == "end" and event["id"] == next(iter(self.state["runs"]))
 
     def _save(self) -> None:
         fresh = self.memory.with_suffix(".tmp")
@@ -178,7 +184,6 @@ class Courier(threading.Thread):
         self._do_follow(event | {"journal": self.state["follow"].get(event["id"], "")}, run)
         del self.state["follow"][event["id"]]
         self.client.set_terminated(run, event["status"], event["at"])
-        self.state["done"] = event["id"] == next(iter(self.state["runs"]))
 
     def _do_note(self, event: Event, run: str) -> None:
         """The parent's note: the run as a line of live links, then a table."""

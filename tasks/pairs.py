@@ -21,7 +21,7 @@ from tasks.artifacts import Metrics, Pairs, Tokenizer
 from tasks.demo_pairs import Pair, demo_pairs
 from tasks.runtime import progress
 from tasks.stage import stage
-from tasks.talk import MESSAGES, Talk, account, dialogue, fault, first_question, note, save
+from tasks.talk import MESSAGES, Talk, account, annotator, dialogue, fault, first_question, note, save
 
 SHAPES = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
 SCHEMA = pa.schema(
@@ -56,7 +56,7 @@ def pairs(out: Path, config: Preferences, tokenizer: Tokenizer) -> Metrics:
     account("pairs", "pairs", len(kept), dropped)
     pq.write_table(pa.Table.from_pylist([_row(pair) for pair in kept], SCHEMA), out / "pairs.parquet")
     save(out, encoded, [pair.held_out is True for pair in kept for _ in range(2)])
-    note(out / "pairs.json", made)
+    note(out, "pairs", made, "ids.npy")
     counts = {"pairs": len(kept), "heldout_pairs": sum(pair.held_out is True for pair in kept)}
     sides = zip(*lengths, strict=True)
     means = {f"{name}_tokens": sum(side) / len(kept) for name, side in zip(SHAPES[1], sides, strict=True)}
@@ -71,19 +71,16 @@ def answered(tokenizer: Loaded, prompt: list[Message], answer: str) -> tuple[lis
 
 def paired(row: dict[str, Any]) -> tuple[Pair | None, str]:
     """(pair, "") of a row, or (None, why it is none)."""
-    before = dialogue(row.get("prompt"), "user") or []
-    chosen, rejected = (dialogue(row[name], "assistant") for name in SHAPES[1])
-    if not isinstance(chosen, list) or not isinstance(rejected, list) or not isinstance(before, list):
-        return None, "prompt, chosen or rejected is neither text nor messages"
-    chosen, rejected = [*before, *chosen], [*before, *rejected]
+    before: list[Any] = dialogue(row.get("prompt"), "user") or []
+    chosen, rejected = ([*before, *(dialogue(row.get(name), "assistant") or [{}])] for name in SHAPES[1])
     if trouble := fault(chosen) or fault(rejected):
         return None, trouble
     if chosen[:-1] != rejected[:-1]:
         return None, "the two differ before their last answers"
     if chosen == rejected:
         return None, "both answers are the same"
-    who = str(row.get("annotator") or "")
-    return Pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], row["_source"], who), ""
+    said = chosen[-1]["content"], rejected[-1]["content"]
+    return Pair(chosen[:-1], *said, row["_source"], annotator(row)), ""
 
 
 def _gather(config: Preferences) -> Iterator[tuple[Any, str]]:

@@ -45,7 +45,7 @@ def prompts(out: Path, config: Problems, tokenizer: Tokenizer) -> Metrics:
     del dropped[""]
     account("prompts", "prompts", len(kept), dropped)
     (out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    note(out / "prompts.json", made)
+    note(out, "prompts", made, "prompts.jsonl")
     unseen = sum(row["split"] == "heldout" for row in kept)
     return {"data/prompts": len(kept), "data/heldout_prompts": unseen, "data/dropped": dropped.total()}
 
@@ -56,5 +56,6 @@ def _gather(config: Problems) -> Iterator[tuple[list[Message], str, bool | None,
         for hand, held_out in (("rl", False), ("heldout", True)):
             yield from ((turns(question(sum_), "")[:1], result, held_out, "") for sum_, result in sums(hand))
     for row, trouble in config.read("prompts", SHAPES):
-        asked = row.get("messages") or turns(str(row.get("question") or row.get("prompt") or ""), "")[:1]
+        listed, text = row.get("messages"), str(row.get("question") or row.get("prompt") or "")
+        asked = listed if isinstance(listed, list) else turns(text, "")[:1]
         yield asked, str(row.get("answer", "")), None, trouble

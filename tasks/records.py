@@ -51,7 +51,8 @@ def column_types(source: Source) -> dict[str, str]:
 def _readable(source: Source) -> Generator[None]:
     """What readers raise as BadFile; but as UserError where the machine or a hub fails, which is not to be skipped."""
     foreign = source.kind == "hub" or source.format.startswith("hf:")
-    expected = Exception if foreign else (pa.ArrowException, OSError)  # datasets lets all through that a network raises
+    # Datasets lets all through that a network raises; Arrow does not check UTF-8 inside of lists.
+    expected = Exception if foreign else (pa.ArrowException, OSError, UnicodeDecodeError)
     try:
         yield
     except expected as error:

@@ -32,8 +32,7 @@ def rl(out: Path, config: Rl, base: Checkpoint, prompts: Prompts) -> Metrics:
     inputs = {"data": str(prompts.path), "tokenizer": str(base.path / "tokenizer"), "init": str(base.path)}
     metrics = train(out, {"task": "rl", **inputs, "train": config.settings()})
     notes = map(json.loads, (out / "logs" / "completions.jsonl").read_text(encoding="utf-8").splitlines())
-    steps = {step: (prompt, said) for step, prompt, said in notes}  # a step that was redone after a kill counts once
-    rows = [[step, prompt, reply, earned] for step, (prompt, said) in sorted(steps.items()) for reply, earned in said]
+    rows = [[step, told["prompt"], reply, earned] for _, step, told in notes for reply, earned in told["said"]]
     (out / "report").mkdir(exist_ok=True)
     table = {"columns": ["step", "prompt", "completion", "reward"], "data": rows}
     (out / "report" / "completions.table.json").write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")

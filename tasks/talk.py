@@ -8,7 +8,7 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gpt.chat import ROLES, Message
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from tasks.artifacts import Config
+from tasks.files import hash_file
 from tasks.records import column_types, rows
 from tasks.runtime import say
 from tasks.shard import lot
@@ -28,6 +29,7 @@ from tasks.sources import Source, find
 Shape = tuple[str, ...]
 """Columns that a row must have together."""
 ROLE_OF = {"Human": "user", "Assistant": "assistant"}
+DEMO = [*Path(__file__).parent.glob("demo_*"), Path(__file__).with_name("arithmetic.py")]
 MAX_BYTES = 1_000_000  # of one row; no model reads longer conversations
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
@@ -45,8 +47,9 @@ class Talk(Config):
     """Draws the questions that are held out."""
 
     def outside(self) -> dict[str, Any]:
-        """The sources by content; the demo's is the documentation that comes with this Python."""
-        demo = [{"demo": platform.python_version()}] if "demo" in self.sources else []
+        """The sources by content; the demo's is its modules' and the documentation that comes with this Python."""
+        made = {"demo": platform.python_version(), "modules": [hash_file(file) for file in sorted(DEMO)]}
+        demo = [made] if "demo" in self.sources else []
         return {"sources": demo + [source.identity for source in self.files()]}
 
     def files(self) -> list[Source]:
@@ -79,7 +82,7 @@ def turns(question: str, answer: str) -> list[Message]:
 def dialogue(value: Any, role: str) -> Any:
     """Messages of what a column holds: messages as they are, HH text turn by turn, other text as one message."""
     if not isinstance(value, str):
-        return value
+        return value if value is None or isinstance(value, list) else [value]
     lead, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)
     if not parts:
         return [{"role": role, "content": value}]
@@ -100,6 +103,11 @@ def fault(messages: Any) -> str:
         return "turns do not alternate from a user to a last assistant"
     blank = any(not m["content"].strip() or re.search("[\ud800-\udfff]", m["content"]) for m in listed)
     return "a message is empty or holds half a character" if blank else ""
+
+
+def annotator(row: Mapping[str, Any]) -> str:
+    """Who judged a row, where it says so."""
+    return str(row.get("annotator") or "").encode(errors="replace").decode()
 
 
 def first_question(messages: Sequence[Message]) -> str:
@@ -123,6 +131,7 @@ def save(out: Path, encoded: Sequence[tuple[list[int], list[int]]], held_out: Se
     np.save(out / "split.npy", np.array(held_out, np.uint8))
 
 
-def note(file: Path, tokenizer: Tokenizer) -> None:
-    """Which tokenizer made the ids; the trainer refuses another."""
-    file.write_text(json.dumps({"tokenizer": tokenizer.digest, "vocab_size": tokenizer.vocab_size}))
+def note(out: Path, name: str, tokenizer: Tokenizer, content: str) -> None:
+    """`name`.json: which tokenizer made the ids, and the sha256 of the content: the trainer goes on with no other."""
+    facts = {"tokenizer": tokenizer.digest, "vocab_size": tokenizer.vocab_size, "sha256": hash_file(out / content)}
+    (out / f"{name}.json").write_text(json.dumps(facts))

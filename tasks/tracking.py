@@ -50,7 +50,8 @@ class Tracker:
 
     def event(self, do: str, **what: Any) -> None:
         """Append one event; what is not in this file never happened. A full disk ends the journal, not the run."""
-        line = json.dumps({"do": do, "at": now_ms(), **what}).encode() + b"\n"
+        whole = json.dumps({"do": do, "at": now_ms(), **what}, ensure_ascii=False)
+        line = whole.encode(errors="replace") + b"\n"  # a file's name may hold half a character
         try:
             if self._events and self._events.write(line) < len(line):
                 raise OSError(errno.ENOSPC, "the disk is full")

@@ -108,7 +108,7 @@ def test_too_little_text_is_an_error_with_the_way_out(tmp_path):
 
 def test_a_conversation_has_loss_on_the_answer_and_its_end_only(make_run, tokenizer):
     chats = Conversations(Path(make_run("sft")["data"]), 32)
-    x, y = chats.held_out(1)
+    x, y = chats.padded(np.array([3]))
     said = [token for token in y[0] if token != IGNORED]
     assert said == [*tokenizer.encode("eyb"), tokenizer.end]
     answer = tokenizer.specials["<|assistant|>"]

@@ -33,7 +33,7 @@ def practice(make_run, base, **settings) -> Practice:
 def test_prompts_that_do_not_fit_are_left_out_and_none_is_an_error(make_run, base):
     made = practice(make_run, base)
     assert (len(made.train), len(made.val)) == (5, 2)
-    with pytest.raises(UserError, match="leaves room for 31 tokens"):
+    with pytest.raises(UserError, match=r"no train prompt of .* leaves 31 tokens"):
         practice(make_run, base, max_new_tokens=31)
 
 
@@ -79,5 +79,5 @@ def test_what_earns_becomes_more_frequent(make_run, base, monkeypatch):
     assert greedy[-1] > greedy[0] + 0.5, greedy
     assert sum(sampled[-10:]) > sum(sampled[:10]) + 0.5, sampled
     said = [json.loads(line) for line in (Path(run["out"]) / "logs" / "completions.jsonl").read_text().splitlines()]
-    assert [row[0] for row in said] == list(range(1, 41))
-    assert all(len(row[2]) == 4 for row in said)
+    assert [step for _, step, _ in said] == list(range(1, 41))
+    assert all(len(told["said"]) == 4 for _, _, told in said)

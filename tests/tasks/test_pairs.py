@@ -64,7 +64,10 @@ def test_answers_that_begin_alike_keep_their_beginnings():
         ({"chosen": [*TALK, GOOD], "rejected": [{"role": "user", "content": "Ho"}, BAD]}, "differ before their last"),
         ({"prompt": "Hi", "chosen": "Same.", "rejected": "Same."}, "both answers are the same"),
         ({"prompt": "Hi", "chosen": "", "rejected": "x"}, "empty"),
-        ({"prompt": "Hi", "chosen": None, "rejected": "x"}, "neither text nor messages"),
+        ({"prompt": "Hi", "chosen": None, "rejected": "x"}, "messages are no list of roles and texts"),
+        ({}, "messages are no list"),
+        ({"prompt": "Hi", "chosen": "x"}, "messages are no list"),
+        ({"prompt": 5, "chosen": "x", "rejected": "y"}, "messages are no list"),
         ({"chosen": "\n\nHuman: Hi", "rejected": "\n\nHuman: Hi"}, "turns do not alternate"),
     ],
 )
