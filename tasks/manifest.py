@@ -28,7 +28,8 @@ DAMAGE = Corrupt, OSError, ValueError
 
 def canonical(value: Any) -> bytes:
     """The one JSON spelling of a value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="surrogatepass")  # a file's name may hold half a character; json reads it back
 
 
 def key_of(*identity: Any) -> str:

@@ -44,6 +44,7 @@ def ingest(out: Path, config: Source) -> Metrics:
     (out / "logs").mkdir()
     (out / "report").mkdir()
     (out / "report" / "examples.md").write_text("# removed")
+    (out / "report" / "said.table.json").write_text(json.dumps({"columns": ["step"], "data": [[1]]}))
     source = {"path": "/data/x.txt", "digest": "d" * 64, "bytes": 5, "documents": 1, "kind": "file"}
     (out / "logs" / "sources.json").write_text(json.dumps([source]))
     return {"data/documents": 1}
@@ -148,7 +149,10 @@ def test_a_run_has_a_parent_children_chips_a_model_and_a_note(mlflow, client, tm
     curve = client.get_metric_history(stages["pretrain"].info.run_id, "train/loss")
     assert [m.step for m in curve] == list(range(20)), "the final value must not double the curve"
     assert stages["pretrain"].data.metrics["val/bpb"] == 2.5
-    assert [a.path for a in client.list_artifacts(stages["ingest"].info.run_id, "report")] == ["report/examples.md"]
+    files = [a.path for a in client.list_artifacts(stages["ingest"].info.run_id, "report")]
+    assert files == ["report/examples.md", "report/said.table.json"]
+    logged = json.loads(stages["ingest"].data.tags["mlflow.loggedArtifacts"])
+    assert logged == [{"path": "report/said.table.json", "type": "table"}], "else the UI does not show it as a table"
     version = client.get_model_version_by_alias("gptloom", "challenger")
     assert version.tags["artifact.digest"] == session.results["export"].digest
 
@@ -247,6 +251,13 @@ def test_what_a_killed_process_left_is_delivered_as_killed(mlflow, client, tmp_p
     dead = client.search_runs(["1"], "attributes.run_name = 'dies'")
     assert [run.info.status for run in dead] == ["KILLED"]
     assert children(client, dead[0].info.run_id)["ingest"].info.status == "FINISHED"
+
+
+def test_a_file_name_that_is_no_text_holds_nothing_up(mlflow, client, tmp_path):
+    session = Session(Store(tmp_path / "store"))
+    with opened("odd", {"name": "n\udcff.txt"}, session, mlflow.server.url):
+        ingest(Source())
+    assert client.get_run(run_id(session)).data.params == {"name": "n?.txt"}
 
 
 def test_nested_settings_become_dotted_parameters():
