@@ -140,5 +140,7 @@ class Practice:
     def _note(self, step: int, rollout: Rollout) -> None:
         """The first group of a step, for people; what a killed run had noted of this step and later ones goes."""
         self.said = self.said or Journal(self.notes, after_step=step)
-        prompt, *replies = (self.tokenizer.decode(ids) for ids in (rollout.prompt, *rollout.replies))
+        marks = set(self.tokenizer.specials.values())  # they would hide the question in a narrow column
+        prompt = self.tokenizer.decode([token for token in rollout.prompt if token not in marks])
+        replies = [self.tokenizer.decode(ids) for ids in rollout.replies]
         self.said.log(step + 1, {"prompt": prompt, "said": list(zip(replies, rollout.rewards, strict=True))})

@@ -80,4 +80,4 @@ def test_what_earns_becomes_more_frequent(make_run, base, monkeypatch):
     assert sum(sampled[-10:]) > sum(sampled[:10]) + 0.5, sampled
     said = [json.loads(line) for line in (Path(run["out"]) / "logs" / "completions.jsonl").read_text().splitlines()]
     assert [step for _, step, _ in said] == list(range(1, 41))
-    assert all(len(told["said"]) == 4 for _, _, told in said)
+    assert all(len(told["said"]) == 4 and told["prompt"].startswith("say ") for _, _, told in said)
