@@ -132,3 +132,23 @@ def test_30_random_kills_change_nothing(tiny_recipe, calm, tmp_path):
 @pytest.mark.timeout(3600)
 def test_a_kill_at_every_kind_of_failpoint_changes_nothing(tiny_recipe, calm, tmp_path):
     failpoint_kills(points(calm[2], every=3), tiny_recipe, calm, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["prefer", "rl"])
+def test_kills_in_post_training_change_nothing(stage, tiny_recipe, calm, tmp_path):
+    """Before the first checkpoint, and at random moments later."""
+    rng, victims = random.Random(stage), ("trainer", "flow", "both")
+    for turn, victim in enumerate(victims):
+        store = tmp_path / f"{stage}-{turn}"
+        process = start(tiny_recipe, store)
+        while not (inside := [t for t in trainers(process) if f"/{stage}/" in " ".join(t.cmdline())]):
+            assert process.poll() is None, f"{stage} was over before it was seen"
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 4) if turn else 0)
+        if victim in ("trainer", "both") and inside[0].is_running():
+            inside[0].kill()
+        if victim in ("flow", "both"):
+            process.kill()
+        process.communicate(timeout=60)
+        check(tiny_recipe, store, calm[0], f"{victim} in {stage}")
