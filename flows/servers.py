@@ -1,133 +1,226 @@
-"""The two servers on this machine: Prefect to run and watch, MLflow to track; SQLite, loopback, logs in one folder.
+"""The services on this machine: Prefect to run and watch, MLflow to track, a worker that runs what the UI asks for.
 
-In: `gptloom up | down | status`. Out: `.gptloom/servers.json` (`$GPTLOOM_HOME`), where `gptloom run` finds them.
-`down` ends exactly what `up` started: a process counts as ours only if its start time is the one noted.
+In: `gptloom up | down | status`. Out: processes on loopback, their pids in `run/`, logs in `logs/` of `$GPTLOOM_HOME`.
+`down` ends exactly what `up` started, also after a reboot or a kill of either: a process writes its own pid before it
+becomes the service, and counts as ours only if it began when that file was written.
 """
 
 import json
 import os
+import sqlite3
+import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import create_server
 from subprocess import DEVNULL, Popen
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import psutil
 
+from flows.settings import (
+    DRIVERS,
+    PORTS,
+    QUIET,
+    Settings,
+    authorization,
+    client_environment,
+    credentials,
+    database_url,
+    home,
+    server_environment,
+)
 from gpt.errors import UserError
 from tasks.files import locked
 from tasks.runtime import say
+from tasks.store import default_store
 
-QUIET = {
-    "PREFECT_LOGGING_LEVEL": "WARNING",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "gptloom",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-    "PREFECT_CLI_PROMPT": "false",
-    "DO_NOT_TRACK": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes and 0.5 GB instead of 10 and 2.2 GB
-    "MLFLOW_MODEL_CATALOG_URI": "",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-}
-PORTS = {"prefect": 4200, "mlflow": 5000}
-HEALTH = {"prefect": "/api/health", "mlflow": "/health"}
+POOL = "gptloom"
+HEALTH = {"prefect": "/api/health", "mlflow": "/health", "worker": f"/api/work_pools/{POOL}"}
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Server:
-    """A started server: its address, its process and when that process began."""
+    """A service that `up` started."""
 
     name: str
     url: str
+    """Where it listens; of the worker, the server that it asks for work."""
     pid: int
-    began: float
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process that `up` started still runs."""
-        with suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.began) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        return False
 
     @property
     def healthy(self) -> bool:
-        """Whether it answers."""
-        with suppress(OSError), urlopen(self.url + HEALTH[self.name], timeout=2) as answer:
-            return answer.status == 200
+        """Whether it answers; a worker, whether its pool counts it."""
+        request = Request(self.url + HEALTH[self.name], headers=authorization())
+        with suppress(OSError, ValueError), urlopen(request, timeout=2) as answer:
+            return self.name != "worker" or json.load(answer)["status"] == "READY"
         return False
 
 
-def home() -> Path:
-    """Where the servers keep their databases and logs."""
-    return Path(os.environ.get("GPTLOOM_HOME", ".gptloom")).absolute()
+def pid_of(name: str) -> int | None:
+    """The process that `up` started for this service, if it still runs."""
+    file = home() / "run" / name
+    with suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int(file.read_text()))
+        ours = abs(process.create_time() - file.stat().st_mtime) < 5 and process.status() != psutil.STATUS_ZOMBIE
+        return process.pid if ours else None
+    return None
 
 
 def known() -> dict[str, Server]:
-    """The servers that `up` noted and that still run."""
-    with suppress(OSError, ValueError, TypeError):  # no note, or one torn by a crash
-        noted = [Server(**fields) for fields in json.loads((home() / "servers.json").read_text())]
-        return {server.name: server for server in noted if server.alive}
-    return {}
+    """The services that `up` started and that still run."""
+    settings, pids = Settings.load(), {name: pid_of(name) for name in HEALTH}
+    urls = {name: settings.url(name) for name in settings.ports} | {"worker": ""}
+    urls["worker"] = urls.get("prefect", "")
+    return {name: Server(name, urls[name], pid) for name, pid in pids.items() if pid and urls.get(name)}
 
 
-def up(ports: dict[str, int | None]) -> dict[str, Server]:
-    """Start what does not run yet, each server at its given port or at any free one, and wait until both answer."""
+def up(
+    ports: dict[str, int | None], *, auth: bool | None = None, database: str | None = None, store: Path | None = None
+) -> dict[str, Server]:
+    """Start what does not run yet and wait until all answer; what is not said here stays as the last `up` had it.
+
+    Ports: the given one, else the one of last time, else the usual, else any free one.
+    """
     with locked(home() / "lock", "another `gptloom up` is at work; waiting for it"):
-        servers = known()
-        for name, server in servers.items():
-            if (port := ports.get(name)) and not server.url.endswith(f":{port}"):
-                raise UserError(f"{name} already runs at {server.url}; stop it with `gptloom down`, or name no port")
-        free = {name: free_port(usual, ports.get(name)) for name, usual in PORTS.items() if name not in servers}
-        for name, port in free.items():
-            servers[name] = start(name, port)
-            note(servers)
-    await_answers(servers)
-    return servers
+        settings = chosen(ports, auth, database, store)
+        running = known()
+        for name in ("prefect", "mlflow"):
+            if name not in running:
+                start(name, settings)
+        await_answers(["prefect"])
+        fresh = deployable()
+        if settings.deployed != fresh or "prefect" not in running:
+            deploy(settings)
+            replace(settings, deployed=fresh).save()
+        if "worker" not in running:
+            start("worker", settings)
+        await_answers(["mlflow", "worker"])
+    return known()
 
 
-def await_answers(servers: dict[str, Server]) -> None:
-    """Return when every server answers; UserError for one that stops, or that takes over two minutes."""
-    start, shown = time.monotonic(), 0.0
-    for name, server in servers.items():
-        while not server.healthy:
-            waited = time.monotonic() - start
-            if waited > 120 or not server.alive:
-                what = "does not answer" if server.alive else "stopped"
+def chosen(ports: dict[str, int | None], auth: bool | None, database: str | None, store: Path | None) -> Settings:
+    """The settings of this `up`, noted; UserError where what runs already runs otherwise."""
+    old, running = Settings.load(), known()
+    if database:
+        database_url(database)
+    root = str(store or old.store or default_store().root)
+    new = replace(
+        old, auth=old.auth if auth is None else auth, database=old.database if database is None else database, store=root
+    )  # fmt: skip
+    for name in filter(running.get, ("prefect", "mlflow", "worker")):
+        given = ports.get(name)
+        if (given and given != old.ports[name]) or replace(new, store=old.store) != old:
+            raise UserError(f"{name} already runs at {running[name].url}, otherwise; stop it with `gptloom down` first")
+        if name == "worker" and root != old.store:
+            raise UserError(f"the worker runs on the store {old.store}; stop it with `gptloom down`, then name {root}")
+    usual = PORTS | old.ports
+    free = {n: old.ports[n] if n in running else free_port(usual[n], ports.get(n)) for n in PORTS}
+    new = replace(new, ports=free)
+    new.save()
+    return new
+
+
+def start(name: str, settings: Settings) -> None:
+    """Start one service in a session of its own, its output in `logs/`."""
+    for folder in ("logs", "run", "prefect"):
+        (home() / folder).mkdir(parents=True, exist_ok=True)
+    prepare(name, settings)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API_", "MLFLOW_TRACKING_"))}
+    env |= server_environment(name, settings)
+    note = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(home() / "run" / name)]
+    with (home() / "logs" / f"{name}.log").open("ab") as log:
+        command, cwd = [*note, *words(name, settings)], ROOT if name == "worker" else home()
+        Popen(command, stdout=log, stderr=log, stdin=DEVNULL, start_new_session=True, env=env, cwd=cwd)
+    say(f"starting {name}" + (f" at {settings.url(name)}" if name in PORTS else f" for the store {settings.store}"))
+    while not pid_of(name):  # a few milliseconds, until the shell has written its pid
+        time.sleep(0.01)
+
+
+def words(name: str, settings: Settings) -> list[str]:
+    """The command line of a service; secrets are in its environment."""
+    binaries, port = Path(sys.executable).parent, settings.ports.get(name)
+    listen = ["--host", "127.0.0.1", "--port", str(port)]
+    if name == "prefect":
+        return [sys.executable, "-m", "uvicorn", "--factory", "flows.guard:app", "--log-level", "warning", *listen]
+    if name == "worker":
+        return [str(binaries / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", "here"]
+    auth = ["--app-name", "basic-auth"] if settings.auth else []
+    files = ["--artifacts-destination", str(home() / "mlartifacts")]
+    return [str(binaries / "mlflow"), "server", "--workers", "1", *files, *auth, *listen]
+
+
+def prepare(name: str, settings: Settings) -> None:
+    """Make the databases where they are not there, and MLflow's file that names the one of its users."""
+    if settings.database:
+        create_databases(settings)
+    elif name == "mlflow":
+        with sqlite3.connect(home() / "mlflow.db") as file:  # a third of the wait beside other writers; it persists
+            file.execute("PRAGMA journal_mode=WAL")
+    if name == "mlflow" and settings.auth:
+        users, ini = settings.database_of("mlflow_auth"), home() / "auth.ini"
+        ini.touch(0o600)
+        ini.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users}\nadmin_username = admin\n")
+        credentials()
+
+
+def create_databases(settings: Settings) -> None:
+    """Create the databases that PostgreSQL does not have yet."""
+    import psycopg2
+
+    at = database_url(settings.database)
+    try:
+        server = psycopg2.connect(
+            host=at.host, port=at.port or 5432, user=at.username, password=at.password, dbname="postgres"
+        )
+    except psycopg2.OperationalError as error:
+        problem = str(error).strip().splitlines()[-1]
+        raise UserError(f"--database {at}: {problem}; start PostgreSQL or mend the address") from error
+    server.autocommit = True
+    with server.cursor() as cursor:
+        cursor.execute("SELECT datname FROM pg_database")
+        there = {row[0] for row in cursor.fetchall()}
+        for name in DRIVERS.keys() - there:
+            cursor.execute(f'CREATE DATABASE "{name}"')
+    server.close()
+
+
+def deployable() -> str:
+    """Digest of all that the deployments are made of: they are made anew only when it changed."""
+    from tasks.manifest import key_of
+
+    files = [ROOT / "prefect.yaml", *sorted((ROOT / "flows").rglob("*.*")), *sorted((ROOT / "tasks").rglob("*.py"))]
+    return key_of([path.read_text() for path in [*files, ROOT / "gpt" / "config.py"] if path.suffix != ".pyc"])
+
+
+def deploy(settings: Settings) -> None:
+    """Have the deployments made by a child: it needs the server's address before it imports prefect."""
+    env, log = {**os.environ, **QUIET, **client_environment(settings, ["prefect"])}, home() / "logs" / "deploy.log"
+    say("making the deployments")
+    with log.open("ab") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.deploy"], stdout=file, stderr=file, env=env, cwd=ROOT, check=False
+        )
+    if done.returncode:
+        raise UserError(f"the deployments could not be made; the log says why: {log}")
+
+
+def await_answers(names: list[str], limit_s: float = 180.0) -> None:
+    """Return when every service answers; UserError for one that stops, or that takes too long."""
+    began, shown = time.monotonic(), 0.0
+    for name in names:
+        while not ((server := known().get(name)) and server.healthy):
+            waited = time.monotonic() - began
+            if waited > limit_s or not server:
+                what = "does not answer" if server else "stopped"
                 raise UserError(f"{name} {what} after {waited:.0f} s; its log says why: {home() / 'logs' / name}.log")
             if waited > shown + 5:
                 shown = waited
                 say(f"waiting for {name} ({waited:.0f} s; the first start makes the databases)")
-            time.sleep(0.3)
-
-
-def start(name: str, port: int) -> Server:
-    """Start one server in a session of its own, on loopback, its output in `logs/`."""
-    at, url = home(), f"http://127.0.0.1:{port}"
-    (at / "logs").mkdir(parents=True, exist_ok=True)
-    data = ["--backend-store-uri", f"sqlite:///{at}/mlflow.db", "--artifacts-destination", f"{at}/mlartifacts"]
-    words = ["start"] if name == "prefect" else ["--workers", "1", *data]
-    command = [str(Path(sys.executable).parent / name), "server", *words, "--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, **QUIET, "PREFECT_HOME": str(at / "prefect"), "PREFECT_UI_API_URL": f"{url}/api"}
-    env.pop("PREFECT_API_URL", None)
-    with (at / "logs" / f"{name}.log").open("ab") as log:
-        process = Popen(command, stdout=log, stderr=log, stdin=DEVNULL, start_new_session=True, env=env, cwd=at)
-    say(f"starting {name} at {url}")
-    return Server(name, url, process.pid, psutil.Process(process.pid).create_time())
-
-
-def note(servers: dict[str, Server]) -> None:
-    """Remember the servers, atomically."""
-    fresh = home() / "servers.json.tmp"
-    fresh.write_text(json.dumps([asdict(s) for s in servers.values()], indent=1))
-    fresh.replace(home() / "servers.json")
+            time.sleep(0.2)
 
 
 def down() -> list[str]:
@@ -161,11 +254,8 @@ def connect() -> str | None:
     settings = dict(QUIET)
     if home().is_dir():
         settings["PREFECT_HOME"] = str(home() / "prefect")
-    urls = {name: server.url for name, server in known().items() if server.healthy}
-    if url := urls.get("prefect"):
-        settings |= {"PREFECT_API_URL": f"{url}/api", "PREFECT_UI_URL": url}
-    if url := urls.get("mlflow"):
-        settings["MLFLOW_TRACKING_URI"] = url
+    if servers := [name for name, server in known().items() if server.healthy]:
+        settings |= client_environment(Settings.load(), servers)
     os.environ.update(settings | os.environ)
     return os.environ.get("MLFLOW_TRACKING_URI")
 

@@ -82,7 +82,12 @@ class Courier(threading.Thread):
         if not self.state["done"]:
             say(f"MLflow at {self.uri} did not take everything; {self.folder} keeps it, `gptloom sync` delivers it")
             return ""
-        return self.uri + "/" + self._link(next(iter(self.state["runs"].values())))
+        return self.page(next(iter(self.state["runs"])))
+
+    def page(self, id: str) -> str:
+        """The address of a delivered run's page, else ""; asks nobody, because a delivered run has its experiment."""
+        run = self.state["runs"].get(id)
+        return f"{self.uri}/{self._link(run)}" if run else ""
 
     def _link(self, run: str) -> str:
         """A run's page; a fresh browser would open MLflow's GenAI mode without the parameter."""

@@ -28,6 +28,10 @@ class Runtime(Config):
     """Threads of the trainer on a CPU; another number gives other last bits (recorded as numerics)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training and generation run; auto takes the GPU where there is one."""
+    retries: int = Field(1, ge=0)
+    """How often Prefect tries a stage again after a failure of the machine: disk, network, a worker out of memory."""
+    timeout_min: float | None = Field(None, gt=0)
+    """Minutes after which Prefect ends a stage; a training stage goes on from its checkpoint in the next run."""
 
 
 _runtime: ContextVar[Runtime | None] = ContextVar("runtime", default=None)

@@ -13,11 +13,10 @@ import inspect
 import os
 import platform
 import subprocess
-import sys
 import time
 import typing
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,9 +24,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from gpt.errors import UserError
 from tasks.artifacts import Artifact, Config, Metrics
+from tasks.flowrun import gpu_slot, in_flow_run, prefect_tags, show_stage, show_summary, transient
 from tasks.manifest import key_of
 from tasks.runtime import Runtime, running, say
-from tasks.store import Store, building, default_store
+from tasks.store import Store, building, default_store, part_figures
 from tasks.tracking import Child, Tracker
 
 P = ParamSpec("P")
@@ -38,10 +38,10 @@ S = TypeVar("S", bound="Session")
 class Stage(Generic[P, A]):
     """A stage of the DAG: call it with its config and input artifacts to get its artifact."""
 
-    def __init__(self, body: Callable[Concatenate[Path, P], Metrics], kind: type[A], version: str, resumes: bool):
+    def __init__(self, body: Callable[Concatenate[Path, P], Metrics], kind: type[A], version: str, trains: bool):
         self.fn = body
         self.name: str = body.__name__  # ty: ignore[missing-attribute]
-        self.kind, self.version, self.resumes = kind, version, resumes
+        self.kind, self.version, self.trains = kind, version, trains
         self.doc = inspect.getdoc(body) or ""
         self.parameters = list(inspect.signature(body).parameters)[1:]
         self.config_type: type[Config] = typing.get_type_hints(body)[self.parameters[0]]
@@ -60,11 +60,11 @@ class Stage(Generic[P, A]):
 
 
 def stage(
-    kind: type[A], *, version: str, resumes: bool = False
+    kind: type[A], *, version: str, trains: bool = False
 ) -> Callable[[Callable[Concatenate[Path, P], Metrics]], Stage[P, A]]:
-    """Make a stage. `kind` is the artifact type it yields; `version` changes when its bytes would; `resumes`: a rerun
-    goes on in the work folder that a killed one left."""
-    return lambda body: Stage(body, kind, version, resumes)
+    """Make a stage. `kind` is the artifact type it yields; `version` changes when its bytes would; `trains`: a rerun
+    goes on in the work folder that a killed one left, and where Prefect runs one such stage at a time is at work."""
+    return lambda body: Stage(body, kind, version, trains)
 
 
 @dataclasses.dataclass
@@ -127,7 +127,7 @@ class Session:
                 child.start(result.key, config, inputs, prefect_tags())
                 fill = functools.partial(self._fill, stage, config, inputs, outside, child)
                 force = stage.name in self.force
-                found = self.store.build(stage.name, result.key, fill, force=force, resumes=stage.resumes)
+                found = self.store.build(stage.name, result.key, fill, force=force, resumes=stage.trains)
                 artifact, hit = load(stage.kind, *found[:2]), found[2]
                 result.cache, result.seconds = "hit" if hit else "miss", round(time.monotonic() - start, 3)
                 say(f"{result.cache} {artifact} in {result.seconds:.1f} s, {headline(artifact.metrics)}")
@@ -149,7 +149,9 @@ class Session:
         say(f"building {ref}")
         child.building(work)
         start = time.monotonic()
-        metrics = stage.fn(work, config, **{**dict.fromkeys(stage.parameters[1:]), **inputs})  # left out is None
+        with gpu_slot() if stage.trains else nullcontext():
+            metrics = stage.fn(work, config, **{**dict.fromkeys(stage.parameters[1:]), **inputs})  # left out is None
+        metrics |= part_figures()
         if config.outside() != outside:
             raise UserError(f"{stage.name}: its sources changed while they were read; nothing was published; rerun")
         return {
@@ -243,6 +245,7 @@ def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) 
     finally:
         release = new.results.get("export")
         new.url = new.tracker.close(status, release.digest if release else "")
+        show_summary(name, new.results.values(), new.url)
 
 
 @contextmanager
@@ -250,7 +253,10 @@ def at_work(name: str, params: Mapping[str, Any], means: Runtime) -> Generator[N
     """The session at work if there is one; else, as in a run that Prefect's UI started, a tracked one of its own."""
     if now := _session.get():
         now.tracker.event("log", id=now.tracker.id, tags=prefect_tags())  # the parent began before the flow run did
-        yield
+        try:
+            yield
+        finally:
+            show_summary(name, now.results.values(), now.tracker.page(now.tracker.id))
     else:
         with opened(name, params, Session(default_store(), means), os.environ.get("MLFLOW_TRACKING_URI")):
             yield
@@ -259,41 +265,25 @@ def at_work(name: str, params: Mapping[str, Any], means: Runtime) -> Generator[N
 # -- Prefect ----------------------------------------------------------------------------------------------------------
 
 
-def in_flow_run() -> bool:
-    """Whether a Prefect flow run is at work; without one, stages are plain functions."""
-    return "prefect.flow_run_id" in prefect_tags()
-
-
-def prefect_tags() -> dict[str, str]:
-    """The Prefect run at work, with a link to its task, or to the flow outside of one."""
-    if "prefect" not in sys.modules:
-        return {}
-    from prefect.context import FlowRunContext, TaskRunContext
-    from prefect.settings import PREFECT_UI_URL
-
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
-    if flow is None or flow.flow_run is None:
-        return {}
-    tags, path = {"prefect.flow_run_id": str(flow.flow_run.id)}, f"flow-run/{flow.flow_run.id}"
-    if task is not None:
-        tags["prefect.task_run_id"], path = str(task.task_run.id), f"task-run/{task.task_run.id}"
-    return {**tags, "prefect.url": f"{PREFECT_UI_URL.value()}/runs/{path}"}
-
-
 @functools.cache
 def prefect_task(stage: Stage) -> Callable[[Config, Mapping[str, Artifact]], Artifact]:
     """The stage as a Prefect task: our store is the one cache, and a hit shows as Cached in the UI."""
     from prefect import task
-    from prefect.artifacts import create_table_artifact
     from prefect.cache_policies import NO_CACHE
     from prefect.states import Completed
 
-    @task(name=stage.name, task_run_name=stage.name, description=stage.doc, cache_policy=NO_CACHE, persist_result=False)
+    @task(name=stage.name, task_run_name=stage.name, description=stage.doc, cache_policy=NO_CACHE, persist_result=False,
+          retry_delay_seconds=10, retry_condition_fn=transient, tags=["gpu"] if stage.trains else [])  # fmt: skip
     def body(config: Config, **inputs: Artifact) -> Any:
-        artifact, hit = session().execute(stage, config, inputs)
-        with suppress(Exception):  # the server may be away, and a table is not worth a failed stage
-            rows = [{"metric": name, "value": value} for name, value in artifact.metrics.items()]
-            create_table_artifact(rows, key=stage.name, description=f"{artifact}, {'hit' if hit else 'built'}")
+        now = session()
+        artifact, hit = now.execute(stage, config, inputs)
+        show_stage(stage.name, artifact, hit, config, now.tracker.page(now.tracker.stages[-1]["id"]))
         return Completed(name="Cached", message=f"{artifact} served from the store", data=artifact) if hit else artifact
 
-    return lambda config, inputs: body(config, return_state=True, **inputs).result()
+    def call(config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
+        means, options = session().runtime, {"retries": session().runtime.retries}
+        if means.timeout_min:
+            options["timeout_seconds"] = means.timeout_min * 60
+        return body.with_options(**options)(config, return_state=True, **inputs).result()
+
+    return call

@@ -59,6 +59,10 @@ class Tracker:
             self._events = None
             say(f"tracking ends here: {error.strerror}")
 
+    def page(self, run: str) -> str:
+        """The page of a run of this journal in MLflow, "" as long as it is not delivered."""
+        return self.courier.page(run) if self.courier else ""
+
     def close(self, status: str, release: str, wait_s: float = 30.0) -> str:
         """End the parent with its lineage note, register the release, wait for the courier; returns the run's URL."""
         self.event("note", id=self.id, stages=self.stages)

@@ -50,7 +50,7 @@ def ingest(out: Path, config: Source) -> Metrics:
     return {"data/documents": 1}
 
 
-@stage(Checkpoint, version="1", resumes=True)
+@stage(Checkpoint, version="1", trains=True)
 def pretrain(out: Path, config: Steps, corpus: Corpus) -> Metrics:
     """Stand-in for the trainer: appends the same journal lines, which is all that tracking sees of one."""
     (out / "logs").mkdir(exist_ok=True)

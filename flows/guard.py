@@ -1,0 +1,40 @@
+"""Prefect's server behind a check of who asks: only its own address as Host, only its own pages as Origin.
+
+In: `uvicorn --factory flows.guard:app`, GUARD_ORIGINS. Out: Prefect's ASGI app, 403 for everything else.
+Why: Prefect answers any Host and has no check of websockets' Origin, so any page that somebody opens in a browser could
+reach a server on loopback under a name of its own (DNS rebinding). MLflow has such a check of its own.
+"""
+
+import os
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+
+class Guard:
+    """ASGI middleware: refuses foreign hosts and origins, for plain requests and for websockets."""
+
+    def __init__(self, app: ASGIApp, origins: list[str]):
+        self.app, self.origins = app, frozenset(origins)
+        self.hosts = frozenset(origin.partition("://")[2] for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what comes from us."""
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            if headers.get("host") not in self.hosts or headers.get("origin", min(self.origins)) not in self.origins:
+                websocket, refusal = scope["type"] == "websocket", PlainTextResponse("foreign host or origin\n", 403)
+                return await (WebSocketClose(1008) if websocket else refusal)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+def app() -> Any:
+    """Prefect's app, guarded."""
+    from prefect.server.api.server import create_app
+
+    made = create_app(final=True)
+    made.add_middleware(Guard, origins=os.environ["GUARD_ORIGINS"].split(","))
+    return made
