@@ -124,6 +124,23 @@ def table(session: "Session") -> str:
 
 
 @app.command()
+def refresh(
+    recipe: RecipeName,
+    set_: Sets = None,
+    store: StoreDir = None,
+    train: Annotated[bool, Option("--train", help="Go on training from the last model, down to export.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take in what is new among a recipe's sources, and only that."""
+    echo(f"gptloom: {recipe}", err=True)
+    loaded, at = recipe_of(recipe, set_), store_at(store, writes=True)
+    from flows.refresh import refresh as take_in
+
+    made = take_in(loaded, at, train)
+    echo(json.dumps(made.as_json()) if as_json else "\n".join(made.lines()))
+
+
+@app.command()
 def demo(store: StoreDir = None) -> None:
     """Servers up, the demo recipe end to end, a sample, a chat answer, where to look, what next."""
     from flows.demo import demo as show

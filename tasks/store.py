@@ -105,11 +105,12 @@ class Store:
             folder.rename(self.root / "quarantine" / f"{name}-{uuid.uuid4().hex[:8]}")
         return None
 
-    def part(self, stage: str, key: str, fill: Fill) -> tuple[Path, dict[str, Any]]:
-        """One immutable part that several artifacts may hard-link; a concurrent twin's is as good as ours."""
+    def part(self, stage: str, key: str, fill: Fill) -> tuple[Path, dict[str, Any], bool]:
+        """Return (folder, facts, hit) of an immutable part that several artifacts may hard-link; a concurrent twin's is
+        as good as ours."""
         folder = self.root / "parts" / stage / key
         if manifest := self._trusted(folder, f"part-{stage}-{key}"):
-            return folder, manifest["facts"]
+            return folder, manifest["facts"], True
         work = folder.parent / f".{key}-{uuid.uuid4().hex[:8]}"
         work.mkdir(parents=True)
         try:
@@ -121,7 +122,7 @@ class Store:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         sync(folder.parent)
-        return folder, manifest["facts"]
+        return folder, manifest["facts"], False
 
     # -- care ---------------------------------------------------------------------------------------------------------
 
@@ -180,13 +181,25 @@ def _shared(part: Path) -> bool:
 
 # -- parts of the artifact at work ------------------------------------------------------------------------------------
 
-_building: ContextVar[tuple[Store, str, str] | None] = ContextVar("building", default=None)
+
+@dataclass
+class Building:
+    """The stage at work: where, which, and how many parts it has asked for and found."""
+
+    store: Store
+    stage: str
+    version: str
+    parts: int = 0
+    reused: int = 0
+
+
+_building: ContextVar[Building | None] = ContextVar("building", default=None)
 
 
 @contextmanager
 def building(store: Store, stage: str, version: str) -> Generator[None]:
     """Tell `part` and `default_store` which store and stage are at work."""
-    token = _building.set((store, stage, version))
+    token = _building.set(Building(store, stage, version))
     try:
         yield
     finally:
@@ -201,10 +214,22 @@ def part(identity: Any, fill: Fill) -> tuple[Path, dict[str, Any]]:
     if (at := _building.get()) is None:
         folder = Path(tempfile.mkdtemp(prefix="gptloom-part-"))
         return folder, dict(fill(folder))
-    store, stage, version = at
-    return store.part(stage, key_of(stage, version, identity), fill)
+    folder, facts, hit = at.store.part(at.stage, key_of(at.stage, at.version, identity), fill)
+    at.parts, at.reused = at.parts + 1, at.reused + hit
+    return folder, facts
+
+
+def part_figures() -> dict[str, float]:
+    """Metrics of a stage that is made of parts: how many, and how many of them an earlier run had built."""
+    at = _building.get()
+    return {"data/parts": at.parts, "data/parts_reused": at.reused} if at and at.parts else {}
+
+
+def folder_of(ref: str) -> Path:
+    """The folder that a path, or a REF in the store at work, names."""
+    return Path(ref) if Path(ref).is_dir() else default_store().find(ref)[0]
 
 
 def default_store() -> Store:
     """The store of the run at work, else `$GPTLOOM_STORE`, else `./store`."""
-    return at[0] if (at := _building.get()) else Store(Path(os.environ.get("GPTLOOM_STORE", "store")).absolute())
+    return at.store if (at := _building.get()) else Store(Path(os.environ.get("GPTLOOM_STORE", "store")).absolute())

@@ -24,7 +24,7 @@ from tasks.corpus import documents
 from tasks.runtime import progress, say
 from tasks.shard import FEW, lot
 from tasks.stage import stage
-from tasks.store import default_store
+from tasks.store import folder_of
 
 
 class Vocabulary(Config):
@@ -123,5 +123,5 @@ def _openai(name: str) -> dict:
 
 def _folder(ref: str) -> Path:
     """The tokenizer folder that a REF or path names, be it an artifact of its own or inside a checkpoint."""
-    folder = Path(ref) if Path(ref).is_dir() else default_store().find(ref)[0]
+    folder = folder_of(ref)
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder

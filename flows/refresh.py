@@ -1,0 +1,129 @@
+"""Refresh: take in what is new among a recipe's sources, work on that alone, and say what became of it.
+
+In: a recipe whose sources grow, a store. Out: the artifacts that one run over all of the sources would give, a Report.
+Method: an artifact is a list of parts keyed by content, so all that a refresh has to do is keep the sources in their
+order and the tokenizer as it was. `<store>/refresh/NAME.json` remembers both, and the model to go on from.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from flows.intake import Change, Known, Report, compare, entry, report
+from flows.pipeline import Recipe
+from flows.run import run
+from gpt.errors import UserError
+from gpt.failpoints import failpoint
+from tasks.artifacts import Config
+from tasks.files import locked, sync
+from tasks.manifest import canonical, read_manifest
+from tasks.runtime import say
+from tasks.sources import find
+from tasks.stage import Session
+from tasks.store import Store
+from tasks.tokenizer import Vocabulary
+
+
+class Trained(Config):
+    """The last training on these sources."""
+
+    model: str
+    """Its checkpoint, as pretrain:KEY."""
+    init: str | None
+    """The checkpoint that it went on from."""
+    sources: tuple[str, ...]
+    """Digests of what it learned from."""
+
+
+class Memory(Config):
+    """What one refresh leaves to the next. Nothing in it tells of time: a refresh done twice leaves the same."""
+
+    sources: tuple[Known, ...] = ()
+    """In the order of their parts."""
+    vocabulary: dict[str, Any] = Field({})
+    """What the recipe said of the tokenizer."""
+    tokenizer: str = ""
+    """The one that was made of it, as tokenizer:KEY."""
+    artifacts: dict[str, tuple[str, str]] = Field({})
+    """Key and digest of each stage's artifact."""
+    trained: Trained | None = None
+
+
+def refresh(recipe: Recipe, store: Store, train: bool = False) -> Report:
+    """Bring a recipe's shards up to date with its sources; with `train` go on training, down to the release.
+
+    A killed refresh costs time only. Of two at once the second waits, and finds nothing new.
+    """
+    if not re.fullmatch(r"\w[\w.-]{0,79}", recipe.name):
+        raise UserError(f"name={recipe.name!r} is to name a file; use letters, digits and . - _, at most 80 of them")
+    file = store.root / "refresh" / f"{recipe.name}.json"
+    with locked(file.with_suffix(".lock"), f"{recipe.name} is being refreshed by another process; waiting for it"):
+        before = recall(file)
+        change = compare(before.sources, find(recipe.ingest.sources, recipe.ingest.max_mb, note=say))
+        session = run(planned(recipe, before, change), store, until="" if train else "shard")
+        made, known = report(recipe.name, session, change)
+        remember(file, learned(recipe, before, change, session, known))
+    return made
+
+
+def planned(recipe: Recipe, before: Memory, change: Change) -> Recipe:
+    """The recipe with its sources one by one, its first tokenizer, and the last model to go on from.
+
+    Where nothing came in, the last training starts where it had started, so the store has it.
+    """
+    sources = tuple(map(entry, change.sources))
+    update: dict[str, Config] = {"ingest": recipe.ingest.model_copy(update={"sources": sources})}
+    if _pins(recipe, before):
+        update["tokenizer"] = Vocabulary(ref=before.tokenizer)
+    if last := before.trained:
+        init = last.init if last.sources == change.digests else last.model
+        update["pretrain"] = recipe.pretrain.model_copy(update={"init": init})
+    return recipe.model_copy(update=update)
+
+
+def _pins(recipe: Recipe, before: Memory) -> bool:
+    """Whether the recipe still says of its tokenizer what it said when that was made, and names no finished one."""
+    return not recipe.tokenizer.ref and recipe.tokenizer.model_dump(mode="json") == before.vocabulary
+
+
+def learned(recipe: Recipe, before: Memory, change: Change, session: Session, known: list[Known]) -> Memory:
+    """What to remember of a refresh that has come to its end."""
+    results = {stage: result for stage, result in session.results.items() if result.digest}
+    refs = {stage: f"{stage}:{result.key}" for stage, result in results.items()}
+    read = read_manifest(Path(results["ingest"].path))["outside"]["sources"]
+    if read != [source.identity for source in change.sources]:
+        raise UserError(f"{recipe.name}: sources changed between their listing and their reading; refresh again")
+    trained = before.trained
+    if "pretrain" in results:
+        init = read_manifest(Path(results["pretrain"].path))["config"]["init"]
+        trained = Trained(model=refs["pretrain"], init=init, sources=change.digests)
+    return Memory(
+        sources=tuple(known),
+        vocabulary=recipe.tokenizer.model_dump(mode="json"),
+        tokenizer=before.tokenizer if _pins(recipe, before) else refs["tokenizer"],
+        artifacts={stage: (result.key, result.digest) for stage, result in results.items()},
+        trained=trained,
+    )
+
+
+def recall(file: Path) -> Memory:
+    """What the last refresh left; nothing before the first."""
+    try:
+        return Memory.model_validate_json(file.read_bytes()) if file.exists() else Memory()
+    except ValidationError as error:
+        what = f"{file} is not what a refresh leaves ({error.errors()[0]['msg']})"
+        raise UserError(f"{what}; remove it, and the next refresh counts as the first") from error
+
+
+def remember(file: Path, memory: Memory) -> None:
+    """Put the memory in the place of the former one, whole."""
+    fresh = file.with_suffix(".tmp")
+    fresh.write_bytes(canonical(memory.model_dump(mode="json")) + b"\n")
+    sync(fresh)
+    failpoint("refresh written")
+    os.replace(fresh, file)
+    failpoint("refresh remembered")
+    sync(file.parent)
