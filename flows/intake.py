@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -206,8 +207,8 @@ def _dropped(stage: str, folder: Path, numbers: Iterable[int]) -> list[Dropped]:
 
 def _tokens(shards: Path, numbers: Iterable[int]) -> int:
     """Tokens of these parts' documents, in both splits."""
-    names = [f"{split}-{number:05d}.bin" for number in numbers for split in SPLITS]
-    rows = pq.read_table(shards / "index.parquet", columns=["tokens"], filters=[("shard", "in", names)])
+    names = pa.array([f"{split}-{number:05d}.bin" for number in numbers for split in SPLITS], pa.string())
+    rows = pq.read_table(shards / "index.parquet", columns=["tokens"], filters=pc.is_in(pc.field("shard"), names))
     return pc.sum(rows["tokens"]).as_py() or 0
 
 

@@ -206,16 +206,17 @@ def building(store: Store, stage: str, version: str) -> Generator[None]:
         _building.reset(token)
 
 
-def part(identity: Any, fill: Fill) -> tuple[Path, dict[str, Any]]:
+def part(identity: Any, fill: Fill, *, counts: bool = True) -> tuple[Path, dict[str, Any]]:
     """Build one part once per (stage, version, identity); return its folder and the JSON facts that `fill` returned.
 
+    `counts` is false for what a part is only made from: the stage's figures leave it out.
     Outside a run, as in tests of a bare stage body, it is built in a temporary folder.
     """
     if (at := _building.get()) is None:
         folder = Path(tempfile.mkdtemp(prefix="gptloom-part-"))
         return folder, dict(fill(folder))
     folder, facts, hit = at.store.part(at.stage, key_of(at.stage, at.version, identity), fill)
-    at.parts, at.reused = at.parts + 1, at.reused + hit
+    at.parts, at.reused = at.parts + counts, at.reused + (hit and counts)
     return folder, facts
 
 
