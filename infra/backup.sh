@@ -40,14 +40,19 @@ else
     for file in prefect/prefect.db mlflow.db mlflow-auth.db; do
         [[ -f $home/$file ]] || continue
         mkdir -p "$(dirname "$part/home/$file")"
-        python3 - "$home/$file" "$part/home/$file" <<'PYTHON'
-import sqlite3, sys
+        python3 - "$home/$file" "$part/home/$file" <<'PYTHON' || exit 2
+import sqlite3
+import sys
 from contextlib import closing
 
-with closing(sqlite3.connect(f"file:{sys.argv[1]}?mode=rw", uri=True)) as live, closing(sqlite3.connect(sys.argv[2])) as copy:
-    live.backup(copy)  # one consistent state, also in the middle of a transaction
-    if (found := copy.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
-        sys.exit(f"error: {sys.argv[1]}: {found}")
+live, copy = sys.argv[1:]
+try:  # one consistent state, also in the middle of a transaction
+    with closing(sqlite3.connect(f"file:{live}?mode=rw", uri=True)) as old, closing(sqlite3.connect(copy)) as new:
+        old.backup(new)
+        if (found := new.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+            sys.exit(f"error: {live}: {found}")
+except sqlite3.Error as error:
+    sys.exit(f"error: {live}: {error}")
 PYTHON
     done
 fi
