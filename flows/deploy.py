@@ -26,6 +26,7 @@ def main() -> None:
         make_pool(client)
         client.upsert_global_concurrency_limit_by_name("gpu", GPU_SLOTS)
         make_automation(client)
+        prune(client)
     prefect = str(Path(sys.executable).parent / "prefect")
     os.chdir(ROOT)  # Prefect has its runs start in the folder where deploy was called
     os.execv(prefect, [prefect, "--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml"])
@@ -45,6 +46,18 @@ def make_pool(client: Any) -> None:
         client.create_work_pool(
             WorkPoolCreate(name=POOL, type="process", description=about, base_job_template=template)
         )
+
+
+def prune(client: Any) -> None:
+    """Delete what an earlier prefect.yaml deployed to the pool and this one does not name."""
+    import yaml
+    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+
+    named = {(d["name"], d["entrypoint"]) for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    ours = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+    for deployment in client.read_deployments(work_pool_filter=ours):
+        if (deployment.name, deployment.entrypoint) not in named:
+            client.delete_deployment(deployment.id)
 
 
 def make_automation(client: Any) -> None:

@@ -28,6 +28,11 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         put(given, override)
     given.setdefault("name", Path(name).stem)
+    return checked(given, name)
+
+
+def checked(given: dict[str, Any], name: str) -> Recipe:
+    """The recipe of a mapping; UserError, which calls it `name`, for the first thing wrong with it."""
     try:
         return Recipe(**given)
     except ValidationError as error:

@@ -8,28 +8,30 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flows.pipeline import Recipe, gptloom, weave
 from gpt.errors import UserError
 from tasks.artifacts import Artifact, Config
-from tasks.stage import Result, Session, Stage, blank, load, opened, using
+from tasks.flowrun import in_flow_run
+from tasks.stage import Given, Result, Session, Stage, blank, load, opened, using
 from tasks.store import Store, building
 
 
-def trace(recipe: Recipe) -> Session:
+def trace(recipe: Recipe, given: Given = MappingProxyType({})) -> Session:
     """A session that visited every stage of a recipe and wanted none: the DAG."""
-    with using(Session(Store(Path()), wanted=frozenset())) as dag:
+    with using(Session(Store(Path()), wanted=frozenset(), given=given)) as dag:
         weave(recipe)
     return dag
 
 
 def run(
     recipe: Recipe, store: Store, *, until: str = "", start: str = "", only: str = "", force: Sequence[str] = (),
-    report: Callable[[Session], None] = lambda session: None,
+    given: Given = MappingProxyType({}), note: str = "", report: Callable[[Session], None] = lambda session: None,
 ) -> Session:  # fmt: skip
-    """Run the recipe; `report` sees the session in the end, also when a stage failed."""
-    dag = trace(recipe)
+    """Run the recipe; `given` replaces inputs of stages, `report` sees the session in the end, also after a failure."""
+    dag = trace(recipe, given)
     for name in filter(None, (until, start, only, *force)):
         if name not in dag.edges:
             raise UserError(f"{name}: no stage of this recipe; it has {', '.join(dag.edges)}")
@@ -38,7 +40,7 @@ def run(
     last, first = until or only, start or only
     if start and until and start not in dag.above(until) | {until}:
         raise UserError(f"--from {start} does not lead to --until {until}; turn them round or drop one")
-    session = Session(store, recipe.runtime, force=frozenset(force))
+    session = Session(store, recipe.runtime, force=frozenset(force), given=given, note=note)
     session.wanted = dag.above(last) | {last} if last else frozenset(dag.edges)
     session.must_hit = session.wanted - dag.below(first) - {first} if first else frozenset()
     for name in force:
@@ -47,7 +49,7 @@ def run(
     params = recipe.model_dump(mode="json", exclude={"runtime"})
     try:
         with opened(recipe.name, params, session, os.environ.get("MLFLOW_TRACKING_URI")):
-            (gptloom if os.environ.get("PREFECT_API_URL") else weave)(recipe)
+            (gptloom if os.environ.get("PREFECT_API_URL") and not in_flow_run() else weave)(recipe)
     finally:
         report(session)
     return session

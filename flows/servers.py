@@ -105,18 +105,16 @@ def up(
 def chosen(ports: dict[str, int | None], auth: bool | None, database: str | None, store: Path | None) -> Settings:
     """The settings of this `up`, noted; UserError where what runs already runs otherwise."""
     old, running = Settings.load(), known()
-    if database:
-        database_url(database)
-    root = str(store or old.store or default_store().root)
-    new = replace(
-        old, auth=old.auth if auth is None else auth, database=old.database if database is None else database, store=root
-    )  # fmt: skip
-    for name in filter(running.get, ("prefect", "mlflow", "worker")):
-        given = ports.get(name)
-        if (given and given != old.ports[name]) or replace(new, store=old.store) != old:
-            raise UserError(f"{name} already runs at {running[name].url}, otherwise; stop it with `gptloom down` first")
-        if name == "worker" and root != old.store:
-            raise UserError(f"the worker runs on the store {old.store}; stop it with `gptloom down`, then name {root}")
+    said = {"auth": auth, "database": database, "store": str(store) if store else None}
+    new = replace(old, **{name: value for name, value in said.items() if value is not None})
+    new = replace(new, store=new.store or str(default_store().root))
+    if new.database:
+        database_url(new.database)
+    for name, server in running.items():
+        port_moves = ports.get(name) and ports[name] != old.ports[name]
+        if port_moves or (new.auth, new.database, new.store) != (old.auth, old.database, old.store):
+            where = f"{server.url} (store {old.store}, {'with' if old.auth else 'without'} passwords)"
+            raise UserError(f"{name} already runs at {where}; stop it with `gptloom down`, or name nothing else")
     usual = PORTS | old.ports
     free = {n: old.ports[n] if n in running else free_port(usual[n], ports.get(n)) for n in PORTS}
     new = replace(new, ports=free)

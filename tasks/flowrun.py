@@ -1,7 +1,7 @@
 """The Prefect run at work, if there is one: who it is, what people see on its page, and its turn at the trainer.
 
-In: calls of tasks/stage.py. Out: tags, Markdown and table artifacts, the `gpu` slot. Without Prefect all of it is empty;
-and nothing of it is worth a failed run, so a server that is away is passed over.
+In: calls of tasks/stage.py. Out: tags, Markdown and table artifacts, the `gpu` slot. Without Prefect all of it is
+empty; nothing of it is worth a failed run, so a server that is away is passed over.
 """
 
 import sys
@@ -98,10 +98,6 @@ def default(config: Config, name: str) -> Any:
 
 def show_summary(name: str, results: Iterable["Result"], page: str, note: str = "") -> None:
     """The run's artifact in the UI: one row a stage, what it made, the way to MLflow and to the next command."""
-    if not in_flow_run():
-        return
-    from prefect.artifacts import create_markdown_artifact
-
     rows = [r for r in results if r.key]
     lines = [f"# {name}", note, "| stage | cache | seconds | artifact | first metric |", "|---|---|---|---|---|"]
     for r in rows:
@@ -110,5 +106,13 @@ def show_summary(name: str, results: Iterable["Result"], page: str, note: str = 
     lines += ["", f"[Metrics, figures and lineage in MLflow]({page})" if page else "MLflow has this run later."]
     if models := [r for r in rows if r.stage in ("pretrain", "sft", "prefer", "rl") and r.digest]:
         lines += ["", f"Talk to it: `gptloom chat {models[-1].stage}:{models[-1].key}`"]
-    with suppress(Exception):
-        create_markdown_artifact("\n".join(lines), key="summary", description=f"What {name} made")
+    show_note("summary", "\n".join(lines))
+
+
+def show_note(key: str, markdown: str) -> None:
+    """A Markdown artifact of the run at work."""
+    if in_flow_run():
+        from prefect.artifacts import create_markdown_artifact
+
+        with suppress(Exception):
+            create_markdown_artifact(markdown, key=key)

@@ -33,6 +33,7 @@ from tasks.tracking import Child, Tracker
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
 S = TypeVar("S", bound="Session")
+Given = Mapping[str, Mapping[str, Artifact]]
 
 
 class Stage(Generic[P, A]):
@@ -92,6 +93,10 @@ class Session:
     """Stages to visit; None means all."""
     must_hit: frozenset[str] = frozenset()
     """Stages that may not be built in this run, because it starts below them."""
+    given: Given = dataclasses.field(default_factory=dict)
+    """Artifacts that a stage takes instead of those that the DAG gives it, by the name of its input."""
+    note: str = ""
+    """A line for the run's page."""
     results: dict[str, Result] = dataclasses.field(default_factory=dict)
     edges: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Each stage called so far, and the stages that feed it: the DAG."""
@@ -101,7 +106,9 @@ class Session:
     def run(self, stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
         """The stage's artifact; a stage that is not wanted yields a blank that no wanted stage reads."""
         self.results[stage.name] = Result(stage.name)
-        self.edges[stage.name] = list(dict.fromkeys(artifact.stage for artifact in inputs.values()))
+        given = self.given.get(stage.name, {})
+        above = (artifact.stage for port, artifact in inputs.items() if port not in given)
+        self.edges[stage.name], inputs = list(dict.fromkeys(above)), {**inputs, **given}
         if self.wanted is not None and stage.name not in self.wanted:
             return blank(stage)
         if in_flow_run():
@@ -245,7 +252,7 @@ def opened(name: str, params: Mapping[str, Any], new: Session, uri: str | None) 
     finally:
         release = new.results.get("export")
         new.url = new.tracker.close(status, release.digest if release else "")
-        show_summary(name, new.results.values(), new.url)
+        show_summary(name, new.results.values(), new.url, new.note)
 
 
 @contextmanager
@@ -256,7 +263,7 @@ def at_work(name: str, params: Mapping[str, Any], means: Runtime) -> Generator[N
         try:
             yield
         finally:
-            show_summary(name, now.results.values(), now.tracker.page(now.tracker.id))
+            show_summary(name, now.results.values(), now.tracker.page(now.tracker.id), now.note)
     else:
         with opened(name, params, Session(default_store(), means), os.environ.get("MLFLOW_TRACKING_URI")):
             yield
@@ -281,9 +288,9 @@ def prefect_task(stage: Stage) -> Callable[[Config, Mapping[str, Artifact]], Art
         return Completed(name="Cached", message=f"{artifact} served from the store", data=artifact) if hit else artifact
 
     def call(config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
-        means, options = session().runtime, {"retries": session().runtime.retries}
-        if means.timeout_min:
-            options["timeout_seconds"] = means.timeout_min * 60
-        return body.with_options(**options)(config, return_state=True, **inputs).result()
+        means = session().runtime
+        limit_s = means.timeout_min * 60 if means.timeout_min else None
+        task_ = body.with_options(retries=means.retries, timeout_seconds=limit_s)
+        return task_(config, return_state=True, **inputs).result()
 
     return call

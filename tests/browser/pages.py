@@ -1,0 +1,47 @@
+"""Prefect's pages as a person uses them: fill a form by its labels, press buttons, wait for what is shown.
+
+In: a Playwright page and the server's address. Chromium comes from the machine (`apt install chromium`).
+"""
+
+import re
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import pytest
+
+
+@contextmanager
+def chromium(width: int = 1280, height: int = 900) -> Generator:
+    """A page of a headless browser; skips where the machine has none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]' brings it")
+    if not (path := shutil.which("chromium")):
+        pytest.skip("no chromium on this machine: apt install chromium")
+    with playwright.sync_playwright() as drivers:
+        browser = drivers.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": width, "height": height})
+        browser.close()
+
+
+def field(within, label: str):
+    """The box of the form's field that bears this label, the outermost of that name."""
+    text = re.compile(rf"^{re.escape(label)}( \(Optional\))?$")
+    head = within.locator(".schema-form-property__label").filter(has_text=text).first
+    return head.locator("xpath=ancestor::*[contains(concat(' ', @class, ' '), ' schema-form-property ')][1]")
+
+
+def fill(page, path: str, value: object) -> None:
+    """Set a field, named by the labels on the way to it: `recipe > Pretrain > Steps`."""
+    box = page.locator("form").first
+    for label in path.split(" > "):
+        box = field(box, label)
+    box.locator("input, textarea").first.fill(str(value))
+
+
+def submit(page) -> str:
+    """Press Submit and open the run that it made; returns its id."""
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(re.compile(r"tab=Runs"))
+    page.locator("a[href*='/runs/flow-run/']").first.click()
+    page.wait_for_url(re.compile(r"/runs/flow-run/"))
+    return re.search(r"flow-run/([0-9a-f-]{36})", page.url)[1]
