@@ -32,6 +32,7 @@ RecipeName = Annotated[str, Argument(help="A preset's name or a YAML file.", sho
 Sets = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")]
 StoreDir = Annotated[Path | None, Option("--store", help="The store's folder; default $GPTLOOM_STORE or ./store.")]
 Ref = Annotated[str, Argument(help="stage:key, stage (its newest), a path, or models:/gptloom@challenger.")]
+HtmlFile = Annotated[Path | None, Option("--html", metavar="FILE", help="Write the picture here, as one HTML page.")]
 Json = Annotated[bool, Option("--json", help="Machine-readable output.")]
 Whole = Annotated[bool, Option("--config", help="Print the whole recipe, defaults included, as YAML.")]
 Gpus = Annotated[str, Option(help="Hardware to plan for, such as 8xH100; default: this machine's CPU.")]
@@ -180,12 +181,14 @@ def plan(recipe: RecipeName = "demo", set_: Sets = None, gpus: Gpus = "") -> Non
 
 
 @app.command()
-def lineage(ref: Ref = "export", store: StoreDir = None, as_json: Json = False) -> None:
+def lineage(ref: Ref = "export", store: StoreDir = None, as_json: Json = False, html: HtmlFile = None) -> None:
     """Where a model or artifact comes from, down to the source files."""
-    from flows.lineage import as_text, from_mlflow, from_store
+    from flows.lineage import as_text, from_mlflow, from_store, write_page
     from flows.servers import tracking
 
     tree = from_mlflow(ref, tracking()) if ref.startswith("models:/") else from_store(store_at(store), ref)
+    if html:
+        write_page(html, tree)
     echo(json.dumps(tree) if as_json else as_text(tree))
 
 
@@ -233,12 +236,22 @@ def chat(
 
 
 @app.command()
-def up(prefect_port: PrefectPort = None, mlflow_port: MlflowPort = None) -> None:
-    """Start the Prefect and MLflow servers on this machine."""
+def up(
+    prefect_port: PrefectPort = None,
+    mlflow_port: MlflowPort = None,
+    auth: Annotated[bool | None, Option(help="Ask for user and password on both servers.")] = None,
+    database: Annotated[
+        str | None,
+        Option(envvar="GPTLOOM_DATABASE", help="postgresql://user:password@host:port; default: SQLite files."),
+    ] = None,
+    store: StoreDir = None,
+) -> None:
+    """Start Prefect, MLflow and a worker on this machine, and make the deployments; what was said before is kept."""
     from flows.servers import up as start
 
-    for server in start({"prefect": prefect_port, "mlflow": mlflow_port}).values():
-        echo(f"{server.name:<8} {server.url}  (pid {server.pid})")
+    folder = store_at(store, writes=True).root if store else None
+    start({"prefect": prefect_port, "mlflow": mlflow_port}, auth=auth, database=database, store=folder)
+    status()
     echo("stop them with: gptloom down")
 
 
@@ -252,13 +265,31 @@ def down() -> None:
 
 @app.command()
 def status() -> None:
-    """Which servers run, and whether they answer."""
-    from flows.servers import PORTS, known
+    """Which services run, whether they answer, and where things are."""
+    from flows.servers import HEALTH, known
+    from flows.settings import Settings, home
 
-    servers = known()
-    for name in PORTS:
+    servers, settings = known(), Settings.load()
+    for name in HEALTH:
         server = servers.get(name)
-        echo(f"{name:<8} " + (f"{server.url}  {'up' if server.healthy else 'starting'}" if server else "down"))
+        about = f"{server.url}  {'up' if server.healthy else 'starting'} (pid {server.pid})" if server else "down"
+        echo(f"{name:<8} {about}")
+    echo(f"store    {settings.store or '-'}\nlogs     {home() / 'logs'}")
+    if settings.auth:
+        echo(f"login    user and password stand in {home() / 'auth.json'}")
+
+
+@app.command()
+def deploy() -> None:
+    """Make the deployments on the Prefect server of PREFECT_API_URL, else on the one that `up` started."""
+    from flows.servers import connect
+
+    connect()
+    if "PREFECT_API_URL" not in os.environ:
+        raise UserError("no Prefect server is known; start it with `gptloom up` or set PREFECT_API_URL")
+    from flows.deploy import main as make
+
+    make()
 
 
 @app.command()

@@ -22,8 +22,8 @@ MODELS = ("base", "sft", "prefer", "rl")
 
 def demo(store: Store) -> None:
     """Bring the servers up, run the demo recipe, show what every stage did."""
-    echo("gptloom demo: two servers, then raw text to a chat model; about 8 minutes on 2 cores", err=True)
-    servers = up({})
+    echo("gptloom demo: servers and a worker, then raw text to a chat model; about 8 minutes on 2 cores", err=True)
+    servers = up({}, store=store.root)
     connect()
     from flows.recipe import load
     from flows.run import run
@@ -39,7 +39,7 @@ def demo(store: Store) -> None:
     echo("  gptloom run demo --set 'ingest.sources=[YOUR.txt]' --set name=mine    # your own text, same recipe")
     echo('  gptloom sample pretrain --start "The " --num-samples 3')
     echo("  gptloom chat rl                                                       # ask it something")
-    echo("  gptloom down                                                          # stop the two servers")
+    echo("  gptloom down                                                          # stop the servers")
 
 
 def effects(session: Session) -> None:

@@ -95,7 +95,7 @@ def refresh(recipe: str = "refresh-nightly", train: bool = False) -> None:
     from flows.refresh import refresh as take_in
 
     report = take_in(load(recipe), default_store(), train)
-    show_note("refresh", report.markdown())
+    show_note("refresh", report.markdown(), f"What the refresh of {recipe} took in")
 
 
 @flow(name="promote", flow_run_name="promote {model}")
@@ -109,4 +109,4 @@ def promote(model: str = "models:/gptloom@challenger", force: bool = False) -> N
     from flows.promote import promote as decide
 
     verdict = decide(model, tracking(), force)
-    show_note("promote", str(verdict))
+    show_note("promote", str(verdict), f"Whether {model} became the champion")

@@ -1,7 +1,7 @@
 """What the services on this machine are told: quiet defaults, addresses, databases, credentials; and where it is kept.
 
-In: `gptloom up`'s switches. Out: the environment of each service and of every client. `$GPTLOOM_HOME` (`.gptloom`) holds
-`servers.json` (ports, database, store) and, once `--auth` was given, `auth.json`: both for their owner's eyes only.
+In: `gptloom up`'s switches. Out: the environment of each service and of every client. `$GPTLOOM_HOME` (`.gptloom`)
+holds `servers.json` (ports, database, store) and, once `--auth` was given, `auth.json`: both for their owner only.
 Secrets travel by environment, never by command line, where every user of the machine could read them.
 """
 

@@ -76,19 +76,16 @@ def transient(_task: Any, _run: Any, state: Any) -> bool:
 
 
 def show_stage(stage: str, artifact: Artifact, hit: bool, config: Config, page: str) -> None:
-    """The stage's artifacts in the UI: what it made and from which settings, and its metrics as a table."""
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
-
+    """The stage's artifact in the UI: what it made, from which settings, with which metrics."""
     made = "found in the store" if hit else "built"
     changed = {name: value for name, value in config.model_dump(mode="json").items() if value != default(config, name)}
     lines = [f"# `{artifact}`", f"{made.capitalize()}; content `{artifact.digest[:12]}` in `{artifact.path}`", ""]
     lines += [f"[Metrics and lineage in MLflow]({page})", ""] if page else []
     lines += ["| setting | here | default |", "|---|---|---|"] if changed else ["Every setting is its default."]
     lines += [f"| {name} | `{value}` | `{default(config, name)}` |" for name, value in changed.items()]
-    with suppress(Exception):
-        create_markdown_artifact("\n".join(lines), key=stage, description=f"{artifact}, {made}")
-        rows = [{"metric": name, "value": value} for name, value in artifact.metrics.items()]
-        create_table_artifact(rows, key=f"{stage}-metrics", description=f"Metrics of {artifact}")
+    lines += ["", "| metric | value |", "|---|---|"]
+    lines += [f"| {name} | {value:,.6g} |" for name, value in artifact.metrics.items()]
+    show_note(stage, "\n".join(lines), f"{artifact}, {made}")
 
 
 def default(config: Config, name: str) -> Any:
@@ -106,13 +103,13 @@ def show_summary(name: str, results: Iterable["Result"], page: str, note: str = 
     lines += ["", f"[Metrics, figures and lineage in MLflow]({page})" if page else "MLflow has this run later."]
     if models := [r for r in rows if r.stage in ("pretrain", "sft", "prefer", "rl") and r.digest]:
         lines += ["", f"Talk to it: `gptloom chat {models[-1].stage}:{models[-1].key}`"]
-    show_note("summary", "\n".join(lines))
+    show_note("summary", "\n".join(lines), f"What {name} made")
 
 
-def show_note(key: str, markdown: str) -> None:
+def show_note(key: str, markdown: str, description: str) -> None:
     """A Markdown artifact of the run at work."""
     if in_flow_run():
         from prefect.artifacts import create_markdown_artifact
 
         with suppress(Exception):
-            create_markdown_artifact(markdown, key=key)
+            create_markdown_artifact(markdown, key=key, description=description)
