@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.artifacts import Config
+from tasks.artifacts import Config, Metrics
 from tasks.corpus import tables
 from tasks.shard import SPLITS
 from tasks.sources import Source
@@ -192,7 +192,7 @@ def report(name: str, session: Session, change: Change) -> tuple[Report, list[Kn
         int(results["shard"].metrics["data/tokens"]),
         {stage: _parts(results[stage]) for stage in PARTED if stage in results},
         {stage: f"{stage}:{result.key}" for stage, result in results.items()},
-        {stage: headline(result.metrics) for stage, result in results.items() if result.cache == "miss"},
+        {stage: _headline(result.metrics) for stage, result in results.items() if result.cache == "miss"},
     )
     return made, known
 
@@ -216,6 +216,12 @@ def _parts(result: Result) -> tuple[int, int]:
     """Parts made and reused in this run: a stage that was there, metrics of its making and all, made none."""
     parts, reused = (int(result.metrics.get(f"data/{name}", 0)) for name in ("parts", "parts_reused"))
     return (0, parts) if result.cache == "hit" else (parts - reused, reused)
+
+
+def _headline(metrics: Metrics) -> str:
+    """A stage's headline; after training, what it was before too."""
+    before = metrics.get(f"{next(iter(metrics))}_before")
+    return headline(metrics) + (f" ({before:.4g} before)" if before is not None else "")
 
 
 def _size(sources: Sequence[Known]) -> dict[str, int]:

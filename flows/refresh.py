@@ -8,13 +8,13 @@ order and the tokenizer as it was. `<store>/refresh/NAME.json` remembers both, a
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
 from flows.intake import Change, Known, Report, compare, entry, report
 from flows.pipeline import Recipe
-from flows.run import run
+from flows.run import look, run
 from gpt.errors import UserError
 from gpt.failpoints import failpoint
 from tasks.artifacts import Config
@@ -25,6 +25,10 @@ from tasks.sources import find
 from tasks.stage import Session
 from tasks.store import Store
 from tasks.tokenizer import Vocabulary
+
+C = TypeVar("C", bound=Config)
+AFTERWARDS = ("chats", "sft", "pairs", "prefer", "prompts", "rl")
+"""Stages of which a tokenizer knows nothing, and whose sources may be far away."""
 
 
 class Trained(Config):
@@ -63,25 +67,33 @@ def refresh(recipe: Recipe, store: Store, train: bool = False) -> Report:
     with locked(file.with_suffix(".lock"), f"{recipe.name} is being refreshed by another process; waiting for it"):
         before = recall(file)
         change = compare(before.sources, find(recipe.ingest.sources, recipe.ingest.max_mb, note=say))
-        session = run(planned(recipe, before, change), store, until="" if train else "shard")
+        session = run(planned(recipe, before, change, store), store, until="" if train else "shard")
         made, known = report(recipe.name, session, change)
         remember(file, learned(recipe, before, change, session, known))
     return made
 
 
-def planned(recipe: Recipe, before: Memory, change: Change) -> Recipe:
+def planned(recipe: Recipe, before: Memory, change: Change, store: Store) -> Recipe:
     """The recipe with its sources one by one, its first tokenizer, and the last model to go on from.
 
-    Where nothing came in, the last training starts where it had started, so the store has it.
+    Where nothing came in, all is done as it was the last time, so that the store has it.
     """
-    sources = tuple(map(entry, change.sources))
-    update: dict[str, Config] = {"ingest": recipe.ingest.model_copy(update={"sources": sources})}
-    if _pins(recipe, before):
-        update["tokenizer"] = Vocabulary(ref=before.tokenizer)
+    recipe = _with(recipe, ingest=_with(recipe.ingest, sources=tuple(map(entry, change.sources))))
+    if _pins(recipe, before) and _tokenizer(recipe, store) != before.artifacts["tokenizer"][1]:
+        recipe = _with(recipe, tokenizer=Vocabulary(ref=before.tokenizer))
     if last := before.trained:
         init = last.init if last.sources == change.digests else last.model
-        update["pretrain"] = recipe.pretrain.model_copy(update={"init": init})
-    return recipe.model_copy(update=update)
+        recipe = _with(recipe, pretrain=_with(recipe.pretrain, init=init))
+    return recipe
+
+
+def _with(config: C, **fields: Any) -> C:
+    return config.model_copy(update=fields)
+
+
+def _tokenizer(recipe: Recipe, store: Store) -> str:
+    """The digest of the tokenizer that the recipe would make by itself, if the store has it already."""
+    return look(_with(recipe, **dict.fromkeys(AFTERWARDS)), store).results["tokenizer"].digest
 
 
 def _pins(recipe: Recipe, before: Memory) -> bool:

@@ -56,7 +56,9 @@ def pretrain(out: Path, config: Pretrain, shards: Shards, tokenizer: Tokenizer) 
 def _same_model(init: str, wanted: Mapping[str, Any]) -> Path:
     """The folder to go on from. Its tokenizer is compared where it is read (gpt/loop.py)."""
     found = json.loads((folder_of(init) / "config.json").read_text())["model"]
-    for name in (name for name, value in wanted.items() if found[name] != value):
-        what = f"pretrain.init={init} has {name}={found[name]}, pretrain.model has {name}={wanted[name]}"
-        raise UserError(f"{what}; a model goes on as it is: give the same, or leave init out")
+    for name in (name for name, value in wanted.items() if found.get(name) != value):
+        what = f"pretrain.init={init} has {name}={found.get(name)}, pretrain.model has {name}={wanted[name]}"
+        raise UserError(
+            f"{what}; a model goes on as it is: give the same, leave init out, or refresh under another name"
+        )
     return folder_of(init)
