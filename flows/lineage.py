@@ -1,33 +1,72 @@
 """Lineage: from a model or artifact down to its source files, by the store's manifests or by MLflow alone.
 
-In: a REF. Out: a tree `{"artifact", "digest", "run", "sources", "inputs": [tree, ...]}` as JSON or indented text.
+In: a REF. Out: the tree of tasks/lineage.py, the same either way but for `run`: MLflow's own id there, the journal's in
+the store. A run names its inputs and outputs in tags, so one search for a pipeline's runs leads to the sources.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from flows.servers import tracking
 from gpt.errors import UserError
+from tasks.courier import makers
+from tasks.lineage import Tree, grown, leaf, name, page
 from tasks.store import Store
-
-Tree = dict[str, Any]
 
 
 def from_store(store: Store, ref: str, digest: str = "") -> Tree:
     """The tree of an artifact in the store."""
     path, manifest = store.find(ref, digest)
-    name, run = f"{manifest['stage']}:{manifest['key']}", manifest["tracking"].get("run", "")
-    file = path / "logs" / "sources.json"
-    sources = json.loads(file.read_text()) if file.exists() else []
-    inputs = [from_store(store, f"{i['stage']}:{i['key']}", i["digest"]) for i in manifest["inputs"].values()]
-    return {"artifact": name, "digest": manifest["digest"], "run": run, "sources": sources, "inputs": inputs}
+    return grown(store.root, manifest, path, {})
 
 
 def from_mlflow(ref: str, uri: str) -> Tree:
     """The tree of a registered model, walked on the MLflow server alone: no file of the store is read."""
     client, model = logged_model(ref, uri)
-    return _walk(client, str(model.source_run_id), {})
+    return Walk(client, model.experiment_id).tree(model.tags["stage"], model.tags["artifact.digest"])
+
+
+class Walk:
+    """The runs of the pipelines met so far, by what they put out."""
+
+    def __init__(self, client: Any, experiment: str):
+        self.client, self.experiment = client, experiment
+        self.runs, self.trees = dict[tuple[str, str], Any](), dict[tuple[str, str], Tree]()
+
+    def run(self, stage: str, digest: str) -> Any:
+        """The run that put out this content; with it come all runs of its pipeline, which is where its inputs are."""
+        if (stage, digest) not in self.runs:
+            if not (found := makers(self.client, self.experiment, stage, digest)):
+                what = f"MLflow knows no run that put out {stage} {digest[:12]}"
+                raise UserError(f"{what}; `gptloom sync` delivers held-back runs")
+            self.runs[stage, digest] = found[0]
+            parent = found[0].data.tags["mlflow.parentRunId"]
+            for run in self.client.search_runs([self.experiment], f"tags.`mlflow.parentRunId` = '{parent}'"):
+                made = run.data.tags["stage"]
+                self.runs.setdefault((made, run.data.tags.get(f"artifact.out.{made}", "")), run)
+        return self.runs[stage, digest]
+
+    def tree(self, stage: str, digest: str) -> Tree:
+        """The tree of an artifact."""
+        if (stage, digest) not in self.trees:
+            run = self.run(stage, digest)
+            tags, config = run.data.tags, run.data.params
+            named = [value.partition("@") for name, value in tags.items() if name.startswith("artifact.in.")]
+            facts = {"created": tags["artifact.created"], "seconds": float(tags["artifact.seconds"])}
+            facts |= {"run": tags.get("cache.source_run_id", run.info.run_id), "headline": tags["artifact.headline"]}
+            facts["inputs"] = [self.tree(artifact.partition(":")[0], content) for artifact, _, content in named]
+            facts |= {"config": config, "sources": sources(run)}
+            self.trees[stage, digest] = leaf(f"{stage}:{tags['artifact.key']}", digest) | facts
+        return self.trees[stage, digest]
+
+
+def sources(run: Any) -> list[dict[str, Any]]:
+    """The source files among a run's dataset chips."""
+    chips = [{tag.key: tag.value for tag in chip.tags} for chip in run.inputs.dataset_inputs]
+    read = [chip for chip in chips if chip["mlflow.data.context"] == "source"]
+    counts = [{name: int(chip[name]) for name in ("documents", "bytes")} for chip in read]
+    names = ("path", "kind", "digest")
+    return [{name: chip[name] for name in names} | has for chip, has in zip(read, counts, strict=True)]
 
 
 def logged_model(ref: str, uri: str) -> tuple[Any, Any]:
@@ -47,29 +86,12 @@ def logged_model(ref: str, uri: str) -> tuple[Any, Any]:
     return client, client.get_logged_model(str(version.source).removeprefix("models:/"))
 
 
-def _walk(client: Any, run_id: str, seen: dict[str, Tree]) -> Tree:
-    """A run's own tags name the artifact; its dataset chips and model inputs lead to the runs above."""
-    if run_id not in seen:
-        run = client.get_run(run_id)
-        tags, stage = run.data.tags, run.data.tags["stage"]
-        data = {"input": [], "source": [], "output": []}
-        for chip in run.inputs.dataset_inputs:
-            data[{tag.key: tag.value for tag in chip.tags}["mlflow.data.context"]].append(chip.dataset)
-        above = {client.get_logged_model(model.model_id).source_run_id for model in run.inputs.model_inputs}
-        above |= {_maker(client, run.info.experiment_id, d.name, d.digest) for d in data["input"]}
-        name, digest = f"{stage}:{tags['artifact.key']}", tags.get(f"artifact.out.{stage}", "")
-        sources = [{"path": json.loads(d.source)["uri"], "digest": d.digest} for d in data["source"]]
-        inputs = [_walk(client, parent, seen) for parent in sorted(above)]
-        seen[run_id] = {"artifact": name, "digest": digest, "run": run_id, "sources": sources, "inputs": inputs}
-    return seen[run_id]
-
-
-def _maker(client: Any, experiment: str, stage: str, digest: str) -> str:
-    """The run that put out this content; one that built it before one that found it."""
-    found = client.search_runs([experiment], f"tags.`artifact.out.{stage}` LIKE '{digest}%'", max_results=50)
-    if not found:
-        raise UserError(f"MLflow knows no run that put out {stage} {digest}; `gptloom sync` delivers held-back runs")
-    return min(found, key=lambda run: (run.data.tags.get("cache") != "miss", run.info.start_time)).info.run_id
+def write_page(file: Path, tree: Tree) -> None:
+    """The tree as one HTML page; UserError where it cannot be written."""
+    try:
+        file.write_text(page(tree), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--html {file}: {error.strerror}; name a file in a folder of your own") from error
 
 
 def as_text(tree: Tree) -> str:
@@ -78,8 +100,8 @@ def as_text(tree: Tree) -> str:
 
 
 def _lines(tree: Tree, depth: int, shown: set[str]) -> list[str]:
-    again = tree["artifact"] in shown
-    shown.add(tree["artifact"])
+    again = name(tree) in shown
+    shown.add(name(tree))
     lines = [f"{'  ' * depth}{tree['artifact']}  {tree['digest'][:12]}{'  (above)' if again else ''}"]
     if not again:
         lines += [f"{'  ' * (depth + 1)}source {s['path']}  {s['digest'][:12]}" for s in tree["sources"]]

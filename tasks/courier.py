@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpt.errors import UserError
 from tasks.files import is_locked, locked
+from tasks.notes import NAME, experiment_tags, of_pipeline, of_stage, run_link
 from tasks.runtime import say
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = REGISTERED = "gptloom"
 MODELS = ("Checkpoint", "Release")
 """Artifact types that MLflow shows as models; the others are datasets."""
 Event = dict[str, Any]
@@ -41,7 +41,7 @@ class Courier(threading.Thread):
         super().__init__(name="courier", daemon=True)
         self.folder, self.uri, self.certain = folder, uri, fresh
         self.memory = folder / "delivered.json"
-        self.state: dict[str, Any] = {"uri": uri, "at": 0, "runs": {}, "steps": {}, "follow": {}, "done": False}
+        self.state: dict[str, Any] = {"uri": uri, "at": 0, "runs": {}, "last": {}, "follow": {}, "done": False}
         with suppress(OSError, ValueError):  # there is none, or a power cut emptied it
             if (saved := json.loads(self.memory.read_text()))["uri"] == uri:
                 self.state = saved
@@ -84,14 +84,14 @@ class Courier(threading.Thread):
             return ""
         return self.page(next(iter(self.state["runs"])))
 
-    def page(self, id: str) -> str:
+    def page(self, event_id: str) -> str:
         """The address of a delivered run's page, else ""; asks nobody, because a delivered run has its experiment."""
-        run = self.state["runs"].get(id)
+        run = self.state["runs"].get(event_id)
         return f"{self.uri}/{self._link(run)}" if run else ""
 
     def _link(self, run: str) -> str:
-        """A run's page; a fresh browser would open MLflow's GenAI mode without the parameter."""
-        return f"#/experiments/{self._experiment()}/runs/{run}?workflowType=machine_learning"
+        """A run's page."""
+        return run_link(self._experiment(), run)
 
     def deliver(self) -> bool:
         """One pass over what is new: the journals that trainers are writing, then the events. True when all is done."""
@@ -137,6 +137,7 @@ class Courier(threading.Thread):
             tags = {"gptloom.id": event["id"], **event["tags"]}
             if event["parent"]:
                 tags["mlflow.parentRunId"] = self.state["runs"][event["parent"]]
+                tags["mlflow.note.content"] = self._note(event["note"])
             run = self.client.create_run(self._experiment(), event["at"], tags, event["name"]).info.run_id
         self.state["runs"][event["id"]] = run
         self._do_log(event | {"tags": {}}, run)
@@ -151,19 +152,22 @@ class Courier(threading.Thread):
         if used or chips:
             self.client.log_inputs(run, chips, [LoggedModelInput(model) for model in used if model])
         if "maker" in event:
-            tags = tags | self._served(event["maker"])
-        curve = self.state["steps"].get(event["id"], {})  # a name that has a curve keeps its curve's last value
-        points = {name: float(v) for name, v in event.get("metrics", {}).items() if name not in curve}
+            tags = tags | self._served(event["maker"], event["note"])
+        last = self.state["last"].setdefault(event["id"], {})  # a name that has a curve keeps its curve's last value
+        points = {name: float(v) for name, v in event.get("metrics", {}).items() if name not in last}
         self.client.log_batch(
             run,
             [Metric(name, value, event["at"], 0) for name, value in points.items()],
             [Param(name, value) for name, value in event.get("params", {}).items()],
             [RunTag(name, value) for name, value in tags.items()],
         )
+        last.update({name: [0, value, event["at"]] for name, value in points.items()})
         if (report := Path(event.get("report", os.devnull))).is_dir():
             self.client.log_artifacts(run, str(report), "report")
             if tables := [{"path": f"report/{p.name}", "type": "table"} for p in sorted(report.glob("*.table.json"))]:
                 self.client.set_tag(run, "mlflow.loggedArtifacts", json.dumps(tables))  # the UI shows them as tables
+        for path in filter(os.path.isfile, event.get("files", [])):
+            self.client.log_artifact(run, path)
         for thing in things:
             if thing["kind"] in MODELS and thing["context"] == "output":
                 self._output(run, self._model(thing) or self._create_model(thing, run))
@@ -173,16 +177,17 @@ class Courier(threading.Thread):
         from mlflow.entities import Metric
 
         self.state["follow"][event["id"]] = event["journal"]
-        sent = self.state["steps"].setdefault(event["id"], {})
+        last = self.state["last"].setdefault(event["id"], {})
         points: list[Metric] = []
         for line in read(Path(event["journal"])).splitlines(keepends=True):
             with suppress(ValueError, TypeError):
                 at, step, values = json.loads(line) if line.endswith(b"\n") else (0, 0, {})
-                points += [Metric(k, float(v), at, step) for k, v in values.items() if step > sent.get(k, -1)]
+                points += [Metric(k, float(v), at, step) for k, v in values.items() if step > last.get(k, [-1])[0]]
         for start in range(0, len(points), 900):  # the server takes 1,000 a batch
             batch = points[start : start + 900]
             self.client.log_batch(run, metrics=batch)
-            sent.update({m.key: max(m.step, sent.get(m.key, -1)) for m in batch})
+            for m in batch:
+                last[m.key] = max(last.get(m.key, [-1]), [m.step, m.value, m.timestamp])
             self._save()
 
     def _do_end(self, event: Event, run: str) -> None:
@@ -190,15 +195,23 @@ class Courier(threading.Thread):
         del self.state["follow"][event["id"]]
         self.client.set_terminated(run, event["status"], event["at"])
 
+    def _do_score(self, event: Event, run: str) -> None:
+        """A model's final metrics with the data they were taken on, for its page; every step would be a row there."""
+        from mlflow.entities import Metric
+
+        if (event["unless"] and self._find(event["unless"])) or not (model := self._model(event["model"])):
+            return  # the run that made it said so
+        last, points = self.state["last"].get(event["id"], {}), []
+        for name, (stage, digest) in event["on"].items():
+            step, value, at = last.get(name, [0, float("nan"), 0])
+            points += [Metric(name, value, at, step, model, stage, digest[:36], run)] if at else []
+        self.client.log_batch(run, points)
+
     def _do_note(self, event: Event, run: str) -> None:
-        """The parent's note: the run as a line of live links, then a table."""
-        rows = [row for row in event["stages"] if row["id"] in self.state["runs"]]
-        links = [f"[{row['stage']}]({self._link(self.state['runs'][row['id']])})" for row in rows]
-        lines = [f"### {' → '.join(links)}", "", "| stage | cache | artifact | headline |", "|---|---|---|---|"]
-        for row, link in zip(rows, links, strict=True):
-            head = next((f"{k} {v:,.5g}" for k, v in row.get("metrics", {}).items()), "")
-            lines.append(f"| {link} | {row['cache']} | `{row['stage']}:{row['key']}` | {head} |")
-        self.client.set_tag(run, "mlflow.note.content", "\n".join(lines)[:7900])
+        """The parent's note."""
+        rows, tags = [r for r in event["stages"] if r["id"] in self.state["runs"]], self.client.get_run(run).data.tags
+        text = of_pipeline(rows, lambda row: self._link(self.state["runs"][row]), tags, self.state.get("version", ""))
+        self.client.set_tag(run, "mlflow.note.content", text)
 
     def _do_register(self, event: Event, run: str) -> None:
         """One version of the registered model per release content; the latest run's is `challenger`."""
@@ -206,25 +219,33 @@ class Courier(threading.Thread):
 
         model = self._model({"stage": event["name"], **event})
         with suppress(MlflowException):  # it exists
-            self.client.create_registered_model(REGISTERED)
-        versions = {v.source: v for v in self.client.search_model_versions(f"name = '{REGISTERED}'")}
-        if not (version := versions.get(f"models:/{model}")):
-            made, tags = self.client.get_logged_model(model).source_run_id, {"artifact.digest": event["digest"]}
-            version = self.client.create_model_version(
-                REGISTERED, f"models:/{model}", made, tags, model_id=model, await_creation_for=0
+            about = (
+                "Every release is a version. `challenger`: the newest one; `champion`: the one that the gate let pass."
             )
+            self.client.create_registered_model(NAME, description=about)
+        versions = {v.source: v for v in self.client.search_model_versions(f"name = '{NAME}'")}
+        if not (version := versions.get(f"models:/{model}")):
+            logged = self.client.get_logged_model(model)
+            made, tags = logged.source_run_id, {"artifact.digest": event["digest"]}
+            about = f"Release `export:{logged.tags['artifact.key']}`, from [this run]({self._link(str(run))})."
+            version = self.client.create_model_version(
+                NAME, f"models:/{model}", made, tags, description=about, model_id=model, await_creation_for=0
+            )
+        self.state["version"] = version.version
         if all(int(v.tags.get("registered_ms", 0)) <= event["at"] for v in versions.values()):  # else it was held back
-            self.client.set_model_version_tag(REGISTERED, version.version, "registered_ms", str(event["at"]))
-            self.client.set_registered_model_alias(REGISTERED, "challenger", version.version)
+            self.client.set_model_version_tag(NAME, version.version, "registered_ms", str(event["at"]))
+            self.client.set_registered_model_alias(NAME, "challenger", version.version)
         self._output(run, model)
 
     # -- what is on the server --------------------------------------------------------------------------------------
 
     def _experiment(self) -> str:
         if "experiment" not in self.state:
-            found = self.client.get_experiment_by_name(EXPERIMENT)
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            made = found.experiment_id if found else self.client.create_experiment(EXPERIMENT, tags=tags)
+            found = self.client.get_experiment_by_name(NAME)
+            made = found.experiment_id if found else self.client.create_experiment(NAME)
+            for name, value in experiment_tags(made).items():
+                if not found or found.tags.get(name) != value:
+                    self.client.set_experiment_tag(made, name, value)
             self.state["experiment"] = made
         return self.state["experiment"]
 
@@ -232,12 +253,23 @@ class Courier(threading.Thread):
         found = self.client.search_runs([self._experiment()], f"tags.`gptloom.id` = '{gptloom_id}'", max_results=1)
         return found[0].info.run_id if found else ""
 
-    def _served(self, maker: str) -> dict[str, str]:
+    def _note(self, note: Event) -> str:
+        """A child's note."""
+        found = [self.state["runs"].get(of["id"]) or self._putter(of["stage"], of["digest"]) for of in note["from"]]
+        inputs = [(of["name"], run and self._link(run)) for of, run in zip(note["from"], found, strict=True)]
+        return of_stage(inputs, note["task"], self._link(next(iter(self.state["runs"].values()))))
+
+    def _putter(self, stage: str, digest: str) -> str:
+        """A run that put out this content, or ""."""
+        found = makers(self.client, self._experiment(), stage, digest)
+        return found[0].info.run_id if found else ""
+
+    def _served(self, maker: str, note: Event) -> dict[str, str]:
         """The tags of a stage that another run has built."""
         if not (run := self._find(maker)):
-            return {"mlflow.note.content": "Served from cache; its maker is not on this server."}
-        note = f"Served from cache. Produced by [run {run[:8]}]({self._link(run)})"
-        return {"cache.source_run_id": run, "mlflow.note.content": note}
+            return {"mlflow.note.content": f"{self._note(note)}\n\nServed from cache; its maker is not on this server."}
+        text = f"{self._note(note)}\n\nServed from cache. Produced by [run {run[:8]}]({self._link(run)})"
+        return {"cache.source_run_id": run, "mlflow.note.content": text}
 
     def _model(self, thing: Event) -> str:
         """The external model of a stage's content, or ""; two stages may put out equal bytes."""
@@ -272,6 +304,12 @@ def dataset(thing: Event) -> Any:
     tags = {"mlflow.data.context": thing["context"], **thing["tags"]}
     entity = Dataset(thing["stage"], thing["digest"][:36], "local", source, profile=profile)
     return DatasetInput(entity, [InputTag(name, value) for name, value in tags.items()])
+
+
+def makers(client: Any, experiment: str, stage: str, digest: str) -> list[Any]:
+    """The runs that put out this content; one that built it before those that found it."""
+    found = client.search_runs([experiment], f"tags.`artifact.out.{stage}` = '{digest}'", max_results=50)
+    return sorted(found, key=lambda run: (run.data.tags.get("cache") != "miss", run.info.start_time))
 
 
 def read(path: Path) -> bytes:

@@ -1,6 +1,6 @@
 """Write the model as a Hugging Face folder, load it back with transformers, publish it only if it is the same model.
 
-In: Checkpoint, Scores, Tokenizer. Out: Release. Method: gpt/hf.py writes; AutoModelForCausalLM and AutoTokenizer judge
+In: Checkpoint, Scores, Tokenizer. Out: Release, in `report/` its lineage as a page. Method: gpt/hf.py writes; AutoModelForCausalLM and AutoTokenizer judge
 by tensors, logits, greedy tokens, ids of adversarial texts and the chat template. A difference fails the stage.
 The model card is card.md with its $names filled in.
 """
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from gpt.chat import Message, render
 from tasks.artifacts import Checkpoint, Config, Metrics, Release, Scores, Tokenizer
+from tasks.lineage import becoming, page
 from tasks.runtime import say
 from tasks.stage import stage
 
@@ -31,7 +32,7 @@ class Export(Config):
     """Tokens that our engine and transformers each write after three prompts, and that must be equal."""
 
 
-@stage(Release, version="1")
+@stage(Release, version="2")
 def export(out: Path, config: Export, model: Checkpoint, scores: Scores, tokenizer: Tokenizer) -> Metrics:
     """Write the Hugging Face folder and its model card, load it back with transformers and compare."""
     from gpt.hf import write_release
@@ -41,6 +42,8 @@ def export(out: Path, config: Export, model: Checkpoint, scores: Scores, tokeniz
     say("loading the release with transformers")
     difference, parameters = compare(out, model.path, config.greedy_tokens)
     size = sum(path.stat().st_size for path in out.iterdir())
+    (out / "report").mkdir()
+    (out / "report" / "lineage.html").write_text(page(becoming(out, [model, scores, tokenizer])), encoding="utf-8")
     return {"eval/max_logit_difference": difference, "data/parameters": parameters, "data/bytes": size}
 
 

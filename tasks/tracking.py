@@ -15,10 +15,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Artifact, Config
+from tasks.artifacts import Artifact, Checkpoint, Config, Release, Scores
 from tasks.courier import Courier, now_ms
 from tasks.files import locked
 from tasks.manifest import key_of
+from tasks.measures import Named, examined, own
 from tasks.runtime import say
 
 HEADLINE = ("evaluate", "export")
@@ -30,6 +31,7 @@ class Tracker:
 
     def __init__(self, store: Path | None = None):
         self.id, self.stages, self.tags = uuid.uuid4().hex, list[dict[str, Any]](), dict[str, str]()
+        self.exams: dict[str, tuple[str, dict[Named, dict[str, Named]]]] = {}
         self.courier: Courier | None = None
         self._open, self._events = ExitStack(), None
         if store:
@@ -65,9 +67,9 @@ class Tracker:
 
     def close(self, status: str, release: str, wait_s: float = 30.0) -> str:
         """End the parent with its lineage note, register the release, wait for the courier; returns the run's URL."""
-        self.event("note", id=self.id, stages=self.stages)
         if release:
             self.event("register", id=self.id, name="export", digest=release)
+        self.event("note", id=self.id, stages=self.stages)
         self.event("end", id=self.id, status=status)
         url = self.courier.close(wait_s if self._events else 1.0) if self.courier else ""
         if not (self.courier and self.courier.is_alive()):  # one that still tries keeps the lock: never two of them
@@ -82,20 +84,28 @@ class Child:
         self.tracker, self.stage, self.id = tracker, stage, uuid.uuid4().hex
         self.ids = {"run": self.id, "pipeline": tracker.id}
         self.row: dict[str, Any] = {}
+        self.inputs: Mapping[str, Artifact] = {}
+        self.note: dict[str, Any] = {}
 
     def start(self, key: str, config: Config, inputs: Mapping[str, Artifact], tags: Mapping[str, str]) -> None:
         """Create the run: its parameters, and its inputs as dataset entities or models."""
-        self.row = {"id": self.id, "stage": self.stage, "key": key, "cache": "failed"}
+        number, settings = str(len(self.tracker.stages) + 1), config.model_dump(mode="json")
+        self.note = {"from": [self._maker(artifact) for artifact in inputs.values()], "task": tags.get("prefect.url")}
+        self.row = {"id": self.id, "name": f"{number} {self.stage}", "stage": self.stage, "key": key, "cache": "failed"}
         self.tracker.stages.append(self.row)
-        settings, number = config.model_dump(mode="json"), str(len(self.tracker.stages))
+        self.inputs = inputs
         known = {"stage": self.stage, "stage.index": number, "artifact.key": key, "config.digest": key_of(settings)}
-        about = {
-            "name": f"{number} {self.stage}",
-            "tags": {**self.tracker.tags, **known, **tags},
-            "params": flat(settings),
-        }
+        known |= {f"artifact.in.{port}": f"{artifact}@{artifact.digest}" for port, artifact in inputs.items()}
         things = [describe(artifact, "input", port=port) for port, artifact in inputs.items()]
-        self.tracker.event("run", id=self.id, parent=self.tracker.id, **about, things=things)
+        about = {"tags": {**self.tracker.tags, **known, **tags}, "params": flat(settings), "things": things}
+        self.tracker.event("run", id=self.id, parent=self.tracker.id, name=self.row["name"], **about, note=self.note)
+
+    def _maker(self, artifact: Artifact) -> dict[str, str]:
+        """The run of this pipeline that gave an input, if it was one of this pipeline."""
+        named = {"stage": artifact.stage, "digest": artifact.digest, "name": str(artifact)}
+        made = {(row["stage"], row.get("digest")): row for row in self.tracker.stages}
+        row = made.get((artifact.stage, artifact.digest), {"id": ""})
+        return named | {name: row[name] for name in ("id", "name") if name in row}
 
     def building(self, work: Path) -> None:
         """Follow the metrics that a trainer will write in this work folder."""
@@ -103,20 +113,39 @@ class Child:
 
     def finish(self, artifact: Artifact, manifest: Mapping[str, Any], hit: bool) -> None:
         """Record the output, its source files and its metrics; a hit points to the run that made it."""
-        cache, log = "hit" if hit else "miss", artifact.path / "logs"
+        cache, log, made = "hit" if hit else "miss", artifact.path / "logs", manifest["tracking"].get("run", "")
         self.row |= {"cache": cache, "digest": artifact.digest, "metrics": artifact.metrics}
         noted = json.loads((log / "sources.json").read_text()) if (log / "sources.json").exists() else []
         sources = [describe_source(source) for source in noted]
         if not hit:
             self.tracker.event("follow", id=self.id, journal=str(log / "metrics.jsonl"))  # it moved with its folder
+        page = artifact.path / "report" / "lineage.html"
         if sources or self.stage in HEADLINE:
-            headline = artifact.metrics if self.stage in HEADLINE else {}
-            self.tracker.event("log", id=self.tracker.id, things=sources, metrics=headline)
-        tags = {"cache": cache, f"artifact.out.{self.stage}": artifact.digest}
-        more = {"maker": manifest["tracking"].get("run", "")} if hit else {"report": str(artifact.path / "report")}
+            more = {"metrics": artifact.metrics if self.stage in HEADLINE else {}, "files": [str(page)]}
+            self.tracker.event("log", id=self.tracker.id, things=sources, **more)
+        first = next((f"{name} {value}" for name, value in artifact.metrics.items()), "")
+        tags = {"cache": cache, f"artifact.out.{self.stage}": artifact.digest, "artifact.headline": first}
+        tags |= {f"artifact.{name}": str(manifest[name]) for name in ("created", "seconds")}
+        more = {"maker": made, "note": self.note} if hit else {"report": str(artifact.path / "report")}
         things = [*sources, {**describe(artifact, "output"), "config": flat(manifest["config"])}]
         self.tracker.event("log", id=self.id, things=things, metrics=artifact.metrics, tags=tags, **more)
+        self._scores(artifact, made if hit else "")
         self.tracker.event("end", id=self.id, status="FINISHED")
+
+    def _scores(self, artifact: Artifact, made: str) -> None:
+        """Final metrics for the pages of the models they are about: a trainer's own, evaluate's, the release's."""
+        at, about, model = self.id, {}, (artifact.stage, artifact.digest)
+        if isinstance(artifact, Checkpoint):
+            about = {model: own(artifact.metrics, self.inputs)}
+        elif isinstance(artifact, Scores):
+            about = examined(artifact.metrics, self.inputs)
+            self.tracker.exams[artifact.digest] = self.id, about
+        elif isinstance(artifact, Release):
+            exams = [self.tracker.exams[a.digest] for a in self.inputs.values() if a.digest in self.tracker.exams]
+            at, scored = exams[0] if exams else ("", {})
+            about = {model: next((scored[n] for a in self.inputs.values() if (n := (a.stage, a.digest)) in scored), {})}
+        for (stage, digest), on in about.items() if at else ():
+            self.tracker.event("score", id=at, model={"stage": stage, "digest": digest}, on=on, unless=made)
 
     def fail(self, error: BaseException) -> None:
         """End the run as failed (or killed, when it was told to stop) with the error's first line."""
@@ -133,10 +162,11 @@ def describe(artifact: Artifact, context: str, **tags: str) -> dict[str, Any]:
 
 
 def describe_source(noted: Mapping[str, Any]) -> dict[str, Any]:
-    """A source file likewise."""
+    """A source file likewise; its tags are this run's, an entity of known name and content keeps its first path."""
     facts = {name: noted[name] for name in ("documents", "bytes")}
     about = {"stage": Path(noted["path"]).name or noted["kind"], "digest": noted["digest"], "path": noted["path"]}
-    return {"kind": "Source", **about, "facts": facts, "context": "source", "tags": {}}
+    tags = {name: str(noted[name])[:500] for name in ("path", "kind", "digest", "documents", "bytes")}
+    return {"kind": "Source", **about, "facts": facts, "context": "source", "tags": tags}
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:

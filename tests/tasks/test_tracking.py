@@ -12,6 +12,7 @@ import pytest
 
 from flows import servers
 from flows.lineage import as_text, from_mlflow
+from flows.settings import Settings
 from tasks.artifacts import Checkpoint, Config, Corpus, Metrics, Release
 from tasks.courier import Courier, sync
 from tasks.stage import Session, opened, stage
@@ -19,6 +20,9 @@ from tasks.store import Store
 from tasks.tracking import flat
 
 pytestmark = pytest.mark.server
+
+
+SIZES = {"bytes": 5, "documents": 1}
 
 
 class Source(Config):
@@ -45,7 +49,7 @@ def ingest(out: Path, config: Source) -> Metrics:
     (out / "report").mkdir()
     (out / "report" / "examples.md").write_text("# removed")
     (out / "report" / "said.table.json").write_text(json.dumps({"columns": ["step"], "data": [[1]]}))
-    source = {"path": "/data/x.txt", "digest": "d" * 64, "bytes": 5, "documents": 1, "kind": "file"}
+    source = {"path": "/data/x.txt", "digest": "d" * 64, **SIZES, "kind": "file"}
     (out / "logs" / "sources.json").write_text(json.dumps([source]))
     return {"data/documents": 1}
 
@@ -82,11 +86,14 @@ class Mlflow:
 
     def __init__(self, home):
         self.home = str(home)
-        os.environ["GPTLOOM_HOME"] = self.home
-        self.server = servers.start("mlflow", servers.free_port(0))
-        self.wait()
+        self.settings = Settings(ports={"mlflow": servers.free_port(0)})
+        self.start()
 
-    def wait(self):
+    def start(self):
+        os.environ["GPTLOOM_HOME"] = self.home
+        self.settings.save()
+        servers.start("mlflow", self.settings)
+        self.server = servers.known()["mlflow"]
         deadline = time.monotonic() + 90
         while not self.server.healthy:
             assert time.monotonic() < deadline, "MLflow does not start from the pinned versions"
@@ -95,11 +102,6 @@ class Mlflow:
     def kill(self):
         os.killpg(self.server.pid, signal.SIGKILL)
         os.waitpid(self.server.pid, 0)
-
-    def restart(self):
-        os.environ["GPTLOOM_HOME"] = self.home
-        self.server = servers.start("mlflow", int(self.server.url.rsplit(":", 1)[1]))
-        self.wait()
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_the_walk_reaches_every_source_file_with_the_store_moved_away(mlflow, tm
     tree = from_mlflow("models:/gptloom@challenger", mlflow.server.url)
     stages = [tree, tree["inputs"][0], tree["inputs"][0]["inputs"][0]]
     assert [node["artifact"].split(":")[0] for node in stages] == ["export", "pretrain", "ingest"]
-    assert stages[2]["sources"] == [{"path": "/data/x.txt", "digest": "d" * 36}]
+    assert stages[2]["sources"] == [{"path": "/data/x.txt", "kind": "file", "digest": "d" * 64, **SIZES}]
     assert "source /data/x.txt" in as_text(tree)
 
 
@@ -190,7 +192,7 @@ def test_a_server_that_dies_in_mid_training_costs_no_point_and_no_time(mlflow, c
         mlflow.kill()
         model = pretrain(Steps(steps=200, pause_s=0.005), corpus)
         trained_s = time.monotonic() - began
-        mlflow.restart()
+        mlflow.start()
         export(Config(), model)
     assert trained_s < 5, f"training waited for the tracking server: {trained_s:.1f} s"
     run = children(client, run_id(session))["pretrain"]

@@ -1,0 +1,63 @@
+"""What people read in MLflow besides numbers: the notes of runs, with live links, and the board's columns.
+
+In: rows of stages and a function from a run to its link. Out: Markdown, which MLflow folds after five lines.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+NAME = "gptloom"
+"""Of the experiment and of the registered model."""
+PAGE = "?workflowType=machine_learning"
+"""Every link's end: a fresh browser would open MLflow's GenAI mode without it."""
+COLUMNS = ("metrics.`eval/bpb`", "metrics.`eval/arithmetic`", "metrics.`eval/pair_accuracy`", "metrics.`val/bpb`")
+BOARD = {
+    "selectedColumns": ["attributes.`Source`", "tags.`stage`", "tags.`cache`", *COLUMNS],
+    "orderByKey": "attributes.start_time",
+    "orderByAsc": False,
+}
+"""The runs page as the view `board` shows it; MLflow documents this nowhere, so each new version is to be looked at."""
+
+Row = Mapping[str, Any]
+
+
+def run_link(experiment: str, run: str) -> str:
+    """A run's page, below the server's address."""
+    return f"#/experiments/{experiment}/runs/{run}{PAGE}"
+
+
+def experiment_tags(experiment: str) -> dict[str, str]:
+    """The experiment's kind, its board, and its note, of which MLflow shows one line."""
+    board = f"#/experiments/{experiment}/runs{PAGE}&viewStateShareKey=board"
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.sharedViewState.board": json.dumps(BOARD),
+        "mlflow.note.content": f"Every run of gptloom; [open the board]({board}) for its columns.",
+    }
+
+
+def of_pipeline(stages: Sequence[Row], link: Callable[[str], str], tags: Row, version: str) -> str:
+    """A parent's note: the run as a line of links to its stages, what made it, what came out, then a table."""
+    links = [f"[{row['stage']}]({link(row['id'])})" for row in stages]
+    made = [f"Made by `{tags['mlflow.source.name']}`", *prefect(tags.get("prefect.url"))]
+    if version:
+        made.append(f"released as [{NAME}, version {version}](#/models/{NAME}/versions/{version}{PAGE})")
+    lines = [f"### {' → '.join(links)}", "", " · ".join(made), ""]
+    lines += ["| stage | cache | artifact | headline |", "|---|---|---|---|"]
+    for row, to in zip(stages, links, strict=True):
+        head = next((f"{k} {v:,.5g}" for k, v in row.get("metrics", {}).items()), "")
+        lines.append(f"| {to} | {row['cache']} | `{row['stage']}:{row['key']}` | {head} |")
+    return "\n".join(lines)[:7900]
+
+
+def of_stage(inputs: Sequence[tuple[str, str]], task: str | None, pipeline: str) -> str:
+    """A child's note: links to the runs that made its inputs (name, link), to its task in Prefect and to its parent."""
+    above = [f"[{name}]({link})" if link else f"`{name}`" for name, link in inputs]
+    origin = f"From {', '.join(above)}" if above else "From its sources, the chips above"
+    return " · ".join([origin, f"[the whole run]({pipeline})", *prefect(task)])
+
+
+def prefect(url: str | None) -> list[str]:
+    """The link to the run in Prefect, if it had one."""
+    return [f"[its run in Prefect]({url})"] if url else []
