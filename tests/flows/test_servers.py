@@ -7,13 +7,17 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from flows import servers
 from flows.lineage import from_mlflow
+from flows.recipe import presets
 from flows.run import known_stages
+from flows.settings import Settings
 from gpt.errors import UserError
 
 pytestmark = pytest.mark.server
@@ -24,6 +28,7 @@ def up(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("servers")
         patch.setenv("GPTLOOM_HOME", str(home))
+        patch.setenv("GPTLOOM_STORE", str(home / "store"))
         running = servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)})
         yield home, running
         patch.setenv("GPTLOOM_HOME", str(home))
@@ -71,15 +76,41 @@ def test_a_run_is_a_prefect_flow_and_a_rerun_shows_cached_with_its_lineage_in_ml
     assert "docs.jsonl" in text
 
 
-def test_up_twice_starts_nothing_new_and_a_noted_stranger_is_not_ours(at_home):
-    assert {name: server.pid for name, server in servers.up({}).items()} == {n: s.pid for n, s in at_home.items()}
-    stranger = servers.Server("prefect", "http://127.0.0.1:9", os.getpid(), 1.0)
-    assert not stranger.alive
+def test_up_twice_starts_nothing_new(at_home):
+    assert servers.up({}) == at_home
+
+
+def test_a_stranger_with_a_noted_pid_is_not_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mlflow").write_text(str(os.getpid()))
+    assert servers.pid_of("mlflow") is None, "this process began long before its pid was written: after a reboot, say"
+    sleeper = subprocess.Popen(["sleep", "60"])
+    (tmp_path / "run" / "mlflow").write_text(str(sleeper.pid))
+    assert servers.pid_of("mlflow") == sleeper.pid
+    sleeper.kill()
+    while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert servers.pid_of("mlflow") is None, "a zombie serves nobody"
+    sleeper.wait()
+
+
+def test_a_service_knows_its_pid_even_if_up_is_killed_right_after_it_started_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path))
+    code = "import os; from flows import servers; from flows.settings import Settings; servers.pid_of = os._exit;"
+    code += f"s = Settings(ports={{'mlflow': {servers.free_port(0)}}}); s.save(); servers.start('mlflow', s)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    time.sleep(1)
+    assert list(servers.known()) == ["mlflow"]
+    assert servers.down() == ["mlflow"]
+    assert servers.known() == {}
 
 
 def test_a_server_that_runs_elsewhere_than_at_the_given_port_is_refused(at_home):
-    with pytest.raises(UserError, match=r"prefect already runs at .*; stop it with `gptloom down`, or name no port"):
-        servers.up({"prefect": 1})
+    refusal = r"prefect already runs at .*; stop it with `gptloom down`, or name nothing else"
+    for other in ({"ports": {"prefect": 1}}, {"ports": {}, "auth": True}, {"ports": {}, "store": Path("/elsewhere")}):
+        with pytest.raises(UserError, match=refusal):
+            servers.up(**other)
     port = int(at_home["prefect"].url.rsplit(":", 1)[1])
     assert servers.up({"prefect": port})["prefect"] == at_home["prefect"]
 
@@ -93,43 +124,61 @@ def test_servers_listen_on_loopback_only(at_home):
 
 def test_down_ends_every_process_of_up(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path / "h"))
-    running = servers.start("mlflow", servers.free_port(0))
-    servers.note({"mlflow": running})
-    family = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
+    settings = Settings(ports={"mlflow": servers.free_port(0)})
+    settings.save()
+    servers.start("mlflow", settings)
+    parent = psutil.Process(servers.known()["mlflow"].pid)
+    family = [parent, *parent.children(recursive=True)]
     assert servers.down() == ["mlflow"]
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
     assert servers.known() == {}
 
 
+def test_a_killed_server_comes_back_at_its_old_address(at_home):
+    for name in ("mlflow", "worker"):
+        psutil.Process(at_home[name].pid).kill()
+        psutil.Process(at_home[name].pid).wait()
+    assert set(servers.known()) == {"prefect"}
+    back = servers.up({})
+    assert {name: server.url for name, server in back.items()} == {n: s.url for n, s in at_home.items()}
+    assert back["prefect"] == at_home["prefect"], "what lives stays"
+
+
 @pytest.fixture
 def slow_servers(monkeypatch):
-    """Servers that take a while to start and do nothing; the names of those that were started."""
-    started, processes = [], []
+    """Services that take a while to start and do nothing; the names of those that were started."""
+    started = []
 
-    def start(name, port):
+    def words(name, settings):
         started.append(name)
         time.sleep(0.3)
-        processes.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
-        return servers.Server(name, f"http://127.0.0.1:{port}", processes[-1].pid, time.time())
+        return ["sleep", "60"]
 
-    monkeypatch.setattr(servers, "start", start)
+    monkeypatch.setattr(servers, "words", words)
+    monkeypatch.setattr(servers, "deploy", lambda _: None)
     monkeypatch.setattr(servers, "await_answers", lambda _: None)
     yield started
-    for process in processes:
-        process.kill()
-        process.wait()
+    servers.down()
 
 
 def test_two_ups_at_once_start_each_server_once(slow_servers):
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(servers.up, [{}, {}])
-    assert slow_servers == ["prefect", "mlflow"]
+    assert slow_servers == ["prefect", "mlflow", "worker"]
     assert one == two == servers.known()
 
 
 def test_down_survives_a_server_that_ends_meanwhile(monkeypatch):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    noted = {"mlflow": servers.Server("mlflow", "http://127.0.0.1:9", gone.pid, 1.0)}
-    monkeypatch.setattr(servers, "known", lambda: noted)
+    monkeypatch.setattr(servers, "known", lambda: {"mlflow": servers.Server("mlflow", "http://127.0.0.1:9", gone.pid)})
     assert servers.down() == ["mlflow"]
+
+
+def test_every_stage_and_preset_can_be_started_from_the_ui():
+    named = {
+        d["entrypoint"].rpartition(".")[2]
+        for d in yaml.safe_load((servers.ROOT / "prefect.yaml").read_text())["deployments"]
+    }
+    wanted = {*known_stages(), *(name.replace("-", "_") for name in presets()), "gptloom", "refresh", "promote"}
+    assert named == wanted, "prefect.yaml has one line for each"
