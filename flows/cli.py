@@ -193,6 +193,22 @@ def lineage(ref: Ref = "export", store: StoreDir = None, as_json: Json = False, 
 
 
 @app.command()
+def promote(
+    ref: Annotated[str, Argument(help="The candidate: an alias or a version.")] = "models:/gptloom@challenger",
+    force: Annotated[bool, Option("--force", help="Promote it whatever the comparison says.")] = False,
+) -> None:
+    """Make a registered model the champion if it is no worse than the one there; exit code 1 if it is held back."""
+    from flows.servers import tracking
+
+    uri = tracking()
+    from flows.promote import promote as decide
+
+    verdict = decide(ref, uri, force)
+    echo(str(verdict))
+    raise Exit(0 if verdict.promoted else 1)
+
+
+@app.command()
 def sample(
     ref: Ref = "pretrain",
     start: Annotated[str, Option(help="Text to go on from.")] = "\n",

@@ -69,20 +69,24 @@ def sources(run: Any) -> list[dict[str, Any]]:
     return [{name: chip[name] for name in names} | has for chip, has in zip(read, counts, strict=True)]
 
 
-def logged_model(ref: str, uri: str) -> tuple[Any, Any]:
-    """(client, external model) for `models:/NAME@alias` or `models:/NAME/version`."""
+def registered(ref: str, uri: str) -> tuple[Any, Any]:
+    """(client, version) for `models:/NAME@alias` or `models:/NAME/version`."""
     from mlflow import MlflowClient, MlflowException
 
     client = MlflowClient(uri, uri)
     name, _, alias = ref.removeprefix("models:/").partition("@")
     try:
-        version = (
-            client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(*name.split("/"))
-        )
+        if alias:
+            return client, client.get_model_version_by_alias(name, alias)
+        return client, client.get_model_version(*name.split("/"))
     except (MlflowException, TypeError) as error:
-        raise UserError(
-            f"{ref}: no such registered model or alias; models:/gptloom@challenger is the newest"
-        ) from error
+        what = f"{ref}: no such registered model, alias or version"
+        raise UserError(f"{what}; models:/gptloom@challenger is the newest") from error
+
+
+def logged_model(ref: str, uri: str) -> tuple[Any, Any]:
+    """(client, external model) of a registered one."""
+    client, version = registered(ref, uri)
     return client, client.get_logged_model(str(version.source).removeprefix("models:/"))
 
 

@@ -151,8 +151,9 @@ class Courier(threading.Thread):
         chips = [dataset(t) for t in things if t["kind"] not in MODELS]
         if used or chips:
             self.client.log_inputs(run, chips, [LoggedModelInput(model) for model in used if model])
+        maker = self._find(event["maker"]) if event.get("maker") else ""
         if "maker" in event:
-            tags = tags | self._served(event["maker"], event["note"])
+            tags = tags | self._served(maker, event["note"])
         last = self.state["last"].setdefault(event["id"], {})  # a name that has a curve keeps its curve's last value
         points = {name: float(v) for name, v in event.get("metrics", {}).items() if name not in last}
         self.client.log_batch(
@@ -162,7 +163,7 @@ class Courier(threading.Thread):
             [RunTag(name, value) for name, value in tags.items()],
         )
         last.update({name: [0, value, event["at"]] for name, value in points.items()})
-        if (report := Path(event.get("report", os.devnull))).is_dir():
+        if not maker and (report := Path(event.get("report", os.devnull))).is_dir():
             self.client.log_artifacts(run, str(report), "report")
             if tables := [{"path": f"report/{p.name}", "type": "table"} for p in sorted(report.glob("*.table.json"))]:
                 self.client.set_tag(run, "mlflow.loggedArtifacts", json.dumps(tables))  # the UI shows them as tables
@@ -266,10 +267,10 @@ class Courier(threading.Thread):
 
     def _served(self, maker: str, note: Event) -> dict[str, str]:
         """The tags of a stage that another run has built."""
-        if not (run := self._find(maker)):
+        if not maker:
             return {"mlflow.note.content": f"{self._note(note)}\n\nServed from cache; its maker is not on this server."}
-        text = f"{self._note(note)}\n\nServed from cache. Produced by [run {run[:8]}]({self._link(run)})"
-        return {"cache.source_run_id": run, "mlflow.note.content": text}
+        text = f"{self._note(note)}\n\nServed from cache. Produced by [run {maker[:8]}]({self._link(maker)})"
+        return {"cache.source_run_id": maker, "mlflow.note.content": text}
 
     def _model(self, thing: Event) -> str:
         """The external model of a stage's content, or ""; two stages may put out equal bytes."""

@@ -126,7 +126,7 @@ class Child:
         first = next((f"{name} {value}" for name, value in artifact.metrics.items()), "")
         tags = {"cache": cache, f"artifact.out.{self.stage}": artifact.digest, "artifact.headline": first}
         tags |= {f"artifact.{name}": str(manifest[name]) for name in ("created", "seconds")}
-        more = {"maker": made, "note": self.note} if hit else {"report": str(artifact.path / "report")}
+        more = {"report": str(artifact.path / "report")} | ({"maker": made, "note": self.note} if hit else {})
         things = [*sources, {**describe(artifact, "output"), "config": flat(manifest["config"])}]
         self.tracker.event("log", id=self.id, things=things, metrics=artifact.metrics, tags=tags, **more)
         self._scores(artifact, made if hit else "")
