@@ -1,7 +1,8 @@
 """Write the model as a Hugging Face folder, load it back with transformers, publish it only if it is the same model.
 
-In: Checkpoint, Scores, Tokenizer. Out: Release, in `report/` its lineage as a page. Method: gpt/hf.py writes; AutoModelForCausalLM and AutoTokenizer judge
-by tensors, logits, greedy tokens, ids of adversarial texts and the chat template. A difference fails the stage.
+In: Checkpoint, Scores, Tokenizer. Out: Release; in `report/` its lineage as a page. Method: gpt/hf.py writes;
+AutoModelForCausalLM and AutoTokenizer judge by tensors, logits, greedy tokens, ids of adversarial texts and the chat
+template. A difference fails the stage.
 The model card is card.md with its $names filled in.
 """
 
