@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.artifacts import Config, Metrics
@@ -207,9 +205,9 @@ def _dropped(stage: str, folder: Path, numbers: Iterable[int]) -> list[Dropped]:
 
 def _tokens(shards: Path, numbers: Iterable[int]) -> int:
     """Tokens of these parts' documents, in both splits."""
-    names = pa.array([f"{split}-{number:05d}.bin" for number in numbers for split in SPLITS], pa.string())
-    rows = pq.read_table(shards / "index.parquet", columns=["tokens"], filters=pc.is_in(pc.field("shard"), names))
-    return pc.sum(rows["tokens"]).as_py() or 0
+    names = [f"{split}-{number:05d}.bin" for number in numbers for split in SPLITS]
+    filters = [("shard", "in", names)]
+    return sum(pq.read_table(shards / "index.parquet", filters=filters)["tokens"].to_pylist()) if names else 0
 
 
 def _parts(result: Result) -> tuple[int, int]:

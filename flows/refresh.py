@@ -7,6 +7,7 @@ order and the tokenizer as it was. `<store>/refresh/NAME.json` remembers both, a
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +70,7 @@ def refresh(recipe: Recipe, store: Store, train: bool = False) -> Report:
         change = compare(before.sources, find(recipe.ingest.sources, recipe.ingest.max_mb, note=say))
         session = run(planned(recipe, before, change, store), store, until="" if train else "shard")
         made, known = report(recipe.name, session, change)
+        show(made, session)
         remember(file, learned(recipe, before, change, session, known))
     return made
 
@@ -119,6 +121,13 @@ def learned(recipe: Recipe, before: Memory, change: Change, session: Session, kn
         artifacts={stage: (result.key, result.digest) for stage, result in results.items()},
         trained=trained,
     )
+
+
+def show(made: Report, session: Session) -> None:
+    """Put the report among the files of the run's page in MLflow, where a server took the run."""
+    if (courier := session.tracker.courier) and session.url:
+        with suppress(Exception):  # the server went away, and a report is not worth a failed refresh
+            courier.client.log_text(courier.state["runs"][session.tracker.id], made.markdown(), "report/refresh.md")
 
 
 def recall(file: Path) -> Memory:

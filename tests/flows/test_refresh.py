@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import refresh as module
+from flows import servers
 from flows.intake import compare, entry
 from flows.recipe import load
 from flows.refresh import recall, refresh
@@ -428,3 +429,42 @@ def test_of_two_refreshes_at_once_the_second_waits_and_finds_nothing_new(tmp_pat
             assert any("being refreshed by another process" in line for line in process.stderr)
     new = sorted(len(ended(process)["new"]) for process in both)
     assert new == [0, 10]
+
+
+# -- beside servers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.timeout(400)
+def test_it_runs_inside_of_a_prefect_flow_and_mlflow_has_the_report(tmp_path):
+    """In a process of its own: Prefect reads its settings once."""
+    from mlflow import MlflowClient
+
+    running = servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)})
+    try:
+        sources(tmp_path / "docs", 10)
+        wrapped = """
+import sys
+from pathlib import Path
+from flows.servers import connect
+connect()
+from prefect import flow
+from flows.recipe import load
+from flows.refresh import refresh
+from tasks.store import Store
+
+@flow
+def nightly():
+    refresh(load(sys.argv[1]), Store(Path(sys.argv[2])))
+
+nightly()
+"""
+        command = [sys.executable, "-c", wrapped, str(recipe_in(tmp_path)), str(tmp_path / "store")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+        assert done.returncode == 0, done.stderr[-3000:]
+        client = MlflowClient(running["mlflow"].url)
+        found = client.search_runs(["1"], "tags.stage = 'pipeline'")
+        assert [file.path for file in client.list_artifacts(found[0].info.run_id, "report")] == ["report/refresh.md"]
+    finally:
+        servers.down()

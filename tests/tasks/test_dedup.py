@@ -136,6 +136,34 @@ def test_a_grown_corpus_builds_its_new_part_only_and_equals_a_run_over_all(tmp_p
     assert rows(grown.path) == afresh
 
 
+def test_behind_a_changed_part_all_are_judged_again_but_signed_only_once(tmp_path, monkeypatch):
+    signed, judged = [], []
+    for name, seen in (("_sign", signed), ("_build", judged)):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda p, *a, real=real, seen=seen: seen.append(p.name) or real(p, *a))
+    parts = [TEXTS[:90], TEXTS[90:180], TEXTS[180:270], TEXTS[270:]]
+    config = Dedup(max_drop_share=1)
+    with using(Session(Store(tmp_path / "store"), Runtime(workers=1))):
+        dedup(config, corpus(tmp_path / "1", *parts))
+        signed.clear()
+        judged.clear()
+        changed = [parts[0], TEXTS[:60], *parts[2:]]
+        again = dedup(config, corpus(tmp_path / "2", *changed))
+    assert signed == ["part-00001.parquet"]
+    assert judged == ["part-00001.parquet", "part-00002.parquet", "part-00003.parquet"]
+    assert (again.metrics["data/parts"], again.metrics["data/parts_reused"]) == (4, 1)
+    assert rows(again.path) == run(tmp_path / "out", corpus(tmp_path / "3", *changed))[0]
+
+
+def test_a_part_that_keeps_nothing_is_a_part_like_others(tmp_path):
+    parts = [TEXTS[:6], TEXTS[:6], TEXTS[6:12]]
+    with using(Session(Store(tmp_path / "store"), Runtime(workers=1))):
+        dedup(Dedup(max_drop_share=1), corpus(tmp_path / "1", *parts[:2]))
+        again = dedup(Dedup(max_drop_share=1), corpus(tmp_path / "2", *parts))
+    assert [row["id"][0] for row in rows(again.path)].count("1") == 0
+    assert (again.metrics["data/parts"], again.metrics["data/parts_reused"]) == (3, 2)
+
+
 def test_texts_without_words_are_told_apart(tmp_path):
     kept, dropped = run(tmp_path / "out", corpus(tmp_path / "in", ["!!!", "???", "!!!", "a", "A ", "b"]))
     assert [row["text"] for row in kept] == ["!!!", "???", "a", "b"]

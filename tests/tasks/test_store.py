@@ -119,6 +119,17 @@ def test_parts_are_built_once_and_shared_by_hard_links(store, tmp_path):
     assert len(made) == 2, "a damaged part was used"
 
 
+def test_a_stage_counts_the_parts_it_asked_for_and_found(store):
+    assert st.part_figures() == {}
+    for reused in (0, 2):
+        with st.building(store, "s", "1"):
+            assert st.part_figures() == {}, "a stage without parts has no such metric"
+            for number in range(2):
+                st.part({"n": number}, lambda folder: (folder / "x").write_text("x") and {})
+            st.part("aside", lambda folder: {}, counts=False)
+            assert st.part_figures() == {"data/parts": 2, "data/parts_reused": reused}
+
+
 def _contender(root, queue):
     def slow(work):
         queue.put(1)

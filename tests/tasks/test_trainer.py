@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,60 @@ def test_pretraining_then_fine_tuning_gives_two_checkpoints(inputs, tmp_path, sa
     state = json.loads((tmp_path / "2" / "state.json").read_text())
     assert state["parents"][0]["task"] == "pretrain"
     assert any(line.startswith("step 30 of 30: loss ") for line in said), said
+
+
+@pytest.fixture
+def base(inputs, tmp_path, said):
+    """A model trained for 30 steps."""
+    (tmp_path / "base").mkdir()
+    with running("pretrain", Runtime(threads=1, device="cpu")):
+        config = Pretrain(model=TINY, steps=30, lr=1e-2)
+        metrics = pretrain.fn(tmp_path / "base", config, inputs["shards"], inputs["tokenizer"])
+    return tmp_path / "base", metrics
+
+
+def go_on(inputs, tmp_path, **settings):
+    (tmp_path / "out").mkdir()
+    with running("pretrain", Runtime(threads=1, device="cpu")):
+        config = Pretrain(**{"model": TINY, "steps": 5, **settings})
+        return pretrain.fn(tmp_path / "out", config, inputs["shards"], inputs["tokenizer"])
+
+
+def test_pretraining_goes_on_where_another_ended_with_a_fresh_optimiser(base, inputs, tmp_path):
+    folder, before = base
+    after = go_on(inputs, tmp_path, init=str(folder))
+    assert after["val/bpb_before"] == pytest.approx(before["val/bpb"], abs=1e-6)
+    assert before["val/bpb"] < before["val/bpb_before"] - 1
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    assert (state["step"], state["parents"][0]["step"]) == (5, 30)
+    first = json.loads((tmp_path / "out" / "logs" / "metrics.jsonl").read_text().splitlines()[-1])[2]
+    assert first["train/lr"] < Pretrain().lr, "the learning rate ends its own cosine"
+
+
+def test_a_checkpoint_enters_the_key_by_its_content(base, tmp_path):
+    folder, _ = base
+    shutil.copytree(folder, tmp_path / "moved")
+    one, two = (Pretrain(init=str(f)).outside() for f in (folder, tmp_path / "moved"))
+    assert one == two
+    (tmp_path / "moved" / "state.json").write_text("{}")
+    assert Pretrain(init=str(tmp_path / "moved")).outside() != one
+    assert Pretrain().outside() == {}
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(base, inputs, tmp_path):
+    folder, _ = base
+    with pytest.raises(UserError, match=r"has depth=1, pretrain\.model has depth=2; a model goes on as it is"):
+        go_on(inputs, tmp_path, init=str(folder), model={**TINY, "depth": 2})
+    with pytest.raises(UserError, match=r"is no checkpoint of gptloom: it has no config\.json; name a pretrain:KEY"):
+        Pretrain(init=str(tmp_path)).outside()
+    state = folder / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "tokenizer": "1" * 64}))
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"was made with tokenizer 111111111111.*make both with one tokenizer"
+    ) as caught:
+        go_on(inputs, tmp_path, init=str(folder))
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_outside_logs_tells_of_paths_or_means(inputs, tmp_path, said):
