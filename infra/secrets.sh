@@ -3,7 +3,8 @@
 #
 # Out: FOLDER/.env, made of .env.example with random secrets where a value is empty, or left as it is where it exists;
 # FOLDER/secrets/htpasswd for the proxy, always made anew from .env. The hash is readable for the proxy's user, its
-# folder for the owner alone. No secret is ever a command's argument, where `ps` would show it.
+# folder for the owner alone. FOLDER/secrets/kubernetes/NAME/ holds the same as files for `kubectl create secret generic
+# NAME --from-file`. No secret is ever a command's argument, where `ps` would show it.
 set -euo pipefail
 umask 077
 here=$(dirname "$(realpath "$0")")
@@ -31,3 +32,17 @@ hash=$(openssl passwd -6 -stdin <<< "$password")
 printf '%s:%s\n' "$user" "$hash" > "$folder/secrets/htpasswd.part"
 chmod 644 "$folder/secrets/htpasswd.part"
 mv "$folder/secrets/htpasswd.part" "$folder/secrets/htpasswd"
+
+key() {
+    mkdir -p "$folder/secrets/kubernetes/$1"
+    printf %s "$3" > "$folder/secrets/kubernetes/$1/$2"
+}
+key gptloom-prefect auth-string "$user:$password"
+key gptloom-prefect postgres-password "$(value POSTGRES_PASSWORD)"
+key gptloom-mlflow PGPASSWORD "$(value POSTGRES_PASSWORD)"
+key gptloom-mlflow MLFLOW_AUTH_ADMIN_USERNAME "$user"
+key gptloom-mlflow MLFLOW_AUTH_ADMIN_PASSWORD "$password"
+key gptloom-mlflow MLFLOW_FLASK_SERVER_SECRET_KEY "$(value MLFLOW_FLASK_SERVER_SECRET_KEY)"
+key gptloom-client PREFECT_API_AUTH_STRING "$user:$password"
+key gptloom-client MLFLOW_TRACKING_USERNAME "$user"
+key gptloom-client MLFLOW_TRACKING_PASSWORD "$password"
