@@ -4,6 +4,7 @@ In: a REF. Out: the tree of tasks/lineage.py, the same either way but for `run`:
 the store. A run names its inputs and outputs in tags, so one search for a pipeline's runs leads to the sources.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def sources(run: Any) -> list[dict[str, Any]]:
 
 def registered(ref: str, uri: str) -> tuple[Any, Any]:
     """(client, version) for `models:/NAME@alias` or `models:/NAME/version`."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient, MlflowException
 
     client = MlflowClient(uri, uri)

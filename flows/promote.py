@@ -45,6 +45,7 @@ class Verdict:
 
     def __str__(self) -> str:
         what = f"is the champion ({self.gate})" if self.promoted else "is held back"
+        what = "is the champion already" if self.gate == "champion" else what
         return f"{NAME}, version {self.version}, {what}: {self.reason}"
 
 
@@ -109,15 +110,23 @@ def judge(client: Any, version: Any, there: str | None) -> tuple[str, str]:
 
 def first(exam: Exam) -> tuple[str, str]:
     """The gate where there is no champion yet: better than all trivial baselines on what it was trained for."""
-    beaten, failed = [], []
-    for measure in (m for port, m in MUST_BEAT.items() if port in exam.scores and m in exam.own):
-        for who, rows in sorted(exam.scores.items()):
-            if who not in (*PORTS, *NOT_TRIVIAL) and measure in rows:
-                line = f"{said(exam.own[measure])}, {who} {rows[measure]['value']:.3f}"
-                (beaten if beats(exam.own[measure], rows[measure]) else failed).append(line)
+    measures = [m for port, m in MUST_BEAT.items() if port in exam.scores and m in exam.own]
+    rivals = [
+        (exam.own[m], exam.scores[who][m]) for m in measures for who in sorted(exam.scores) if trivial(who, m, exam)
+    ]
+    failed = [
+        f"{said(own)} against {rival['who']} {rival['value']:.3f}" for own, rival in rivals if not beats(own, rival)
+    ]
     if failed:
         return "held", f"it does not beat {'; '.join(failed)}"
-    return "first", f"there was no champion, and it beats {'; '.join(beaten)}"
+    names = {m: ", ".join(f"{r['who']} {r['value']:.3f}" for own, r in rivals if own["measure"] == m) for m in measures}
+    lines = [f"{said(exam.own[m])} beats {names[m]}" for m in measures]
+    return "first", f"there was no champion; {'; '.join(lines)}"
+
+
+def trivial(who: str, measure: str, exam: Exam) -> bool:
+    """Whether a contestant is a trivial baseline of this measure."""
+    return who not in (*PORTS, *NOT_TRIVIAL) and measure in exam.scores[who]
 
 
 def beats(row: dict[str, Any], baseline: dict[str, Any]) -> bool:
