@@ -39,10 +39,14 @@ def form(kind: Any, name: str) -> type[BaseModel]:
 
 
 def plain(schema: dict[str, Any]) -> None:
-    """In the UI an empty field, where a schema that allows null would show a switch between a type and None."""
-    del schema["default"]
-    kinds_ = [kind for kind in schema.pop("anyOf", []) if kind.get("type") != "null"]
-    schema |= kinds_[0] if len(kinds_) == 1 else {"anyOf": kinds_} if kinds_ else {}
+    """In the UI an empty field, where a schema that allows null would show a switch between a type and None.
+
+    A select and an object keep the switch: the UI sends null for them even when nobody touched them.
+    """
+    kinds_ = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
+    if not any("enum" in kind or kind.get("type") == "object" for kind in kinds_):
+        del schema["default"], schema["anyOf"]
+        schema |= kinds_[0] if len(kinds_) == 1 else {"anyOf": kinds_}
 
 
 def of_preset(name: str) -> Flow:
@@ -63,7 +67,7 @@ def of_stage(stage: Stage) -> Flow:
     inputs = create_model(f"{stage.name}_inputs", __doc__="Take these instead of what the recipe gives.", **ports)
 
     def body(recipe: str = "demo", changes: Any = None, inputs: Any = None, force: bool = False) -> None:
-        told = changes.model_dump(mode="json", exclude_unset=True) if changes else {}
+        told = changes.model_dump(mode="json", exclude_none=True) if changes else {}
         rerun(stage.name, recipe, default_store(), told, inputs.model_dump() if inputs else {}, force)
 
     body.__annotations__ |= {"changes": changes, "inputs": inputs}

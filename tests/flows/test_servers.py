@@ -84,7 +84,8 @@ def test_a_stranger_with_a_noted_pid_is_not_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mlflow").write_text(str(os.getpid()))
-    assert servers.pid_of("mlflow") is None, "this process began long before its pid was written: after a reboot, say"
+    os.utime(tmp_path / "run" / "mlflow", (0, 0))
+    assert servers.pid_of("mlflow") is None, "the pid was written long before this process began: before a reboot, say"
     sleeper = subprocess.Popen(["sleep", "60"])
     (tmp_path / "run" / "mlflow").write_text(str(sleeper.pid))
     assert servers.pid_of("mlflow") == sleeper.pid

@@ -1,0 +1,151 @@
+"""Prefect's UI alone, in a real browser: start, change, retry, cancel, and see the schedule.
+
+The services are real; the recipe is tiny because a browser test is about what people press, not about training.
+"""
+
+import json
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import servers
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pages import chromium, fill, submit
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+SMALL = {
+    "Name": "small", "Ingest > Max Mb": 0.5, "Tokenizer > Vocab Size": 500,
+    "Pretrain > Steps": 60, "Pretrain > Batch": 4, "Pretrain > Model > Depth": 1, "Pretrain > Model > Width": 32,
+    "Pretrain > Model > Context": 64, "Chats > Max Tokens": 200, "Sft > Steps": 30, "Sft > Batch": 4,
+    "Pairs > Max Tokens": 200, "Prefer > Steps": 10, "Prefer > Batch": 4, "Rl > Steps": 2, "Rl > Batch": 2,
+    "Rl > Group": 4, "Evaluate > Tokens": 2000, "Evaluate > Questions": 8, "Evaluate > Pairs": 8,
+    "Evaluate > Problems": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory):
+    """The address of a Prefect server with a worker and all deployments."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("browser")
+        patch.setenv("GPTLOOM_HOME", str(home))
+        patch.setenv("GPTLOOM_STORE", str(home / "store"))
+        yield servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)})["prefect"].url
+        patch.setenv("GPTLOOM_HOME", str(home))
+        servers.down()
+
+
+@pytest.fixture(scope="module")
+def page():
+    with chromium(height=1000) as opened:
+        yield opened
+
+
+def ask(url, path, **body):
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(f"{url}/api{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def form(page, prefect, name):
+    """Open a deployment's form the way a person does: the list, its row, Run, Custom run."""
+    page.goto(f"{prefect}/deployments?deployments.flowOrDeploymentNameLike={name}")
+    page.locator("a[href*='/deployments/deployment/']").get_by_text(name, exact=True).first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    page.wait_for_selector(".schema-form-property__label")
+
+
+def finished(prefect, run, limit_s=300):
+    """The run's last state."""
+    for _ in range(limit_s):
+        state = ask(prefect, f"/flow_runs/{run}")["state"]
+        if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            return state["name"]
+        time.sleep(1)
+    pytest.fail(f"{run} is still {state['name']}")
+
+
+def artifact(page, key):
+    """What a Markdown artifact of the run on this page says."""
+    page.reload()
+    page.get_by_text("Artifacts", exact=True).first.click()
+    page.get_by_text(key, exact=True).first.click()
+    page.get_by_text("MLflow").first.wait_for()
+    return page.locator("body").inner_text()
+
+
+def test_the_pipeline_starts_from_its_form_and_one_stage_again_with_a_changed_field(prefect, page):
+    form(page, prefect, "pipeline")
+    for label, value in SMALL.items():
+        fill(page, f"recipe > {label}", value)
+    run = submit(page)
+    assert finished(prefect, run) == "Completed"
+    told = artifact(page, "summary")
+    assert "small" in told
+    assert "export" in told
+    assert "Metrics, figures and lineage in MLflow" in told
+    made = next(line.split()[3] for line in told.splitlines() if line.startswith("export"))
+    form(page, prefect, "dedup")
+    fill(page, "recipe", made)
+    fill(page, "changes > Threshold", 0.7)
+    run = submit(page)
+    assert finished(prefect, run) == "Completed"
+    told = artifact(page, "summary")
+    assert "dedup.threshold=0.7" in told
+    keys = {word.strip("`.,") for word in told.split() if word.strip("`").startswith("dedup:")}
+    assert len(keys) == 2, f"the key before and the changed one: {told}"
+
+
+def test_a_failed_run_is_retried_from_its_page(prefect, page, tmp_path):
+    recipe, source = tmp_path / "late.yaml", tmp_path / "late.txt"
+    recipe.write_text(f"ingest: {{sources: [{source}]}}\nfilter: null\n")
+    form(page, prefect, "ingest")
+    fill(page, "recipe", recipe)
+    run = submit(page)
+    assert finished(prefect, run) == "Failed"
+    page.reload()
+    page.get_by_text("names no file that can be read").first.wait_for()
+    source.write_text("It came late, and it is text. " * 50)
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_role("button", name="Retry").last.click()
+    time.sleep(3)
+    assert finished(prefect, run) == "Completed"
+
+
+def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(prefect, page):
+    form(page, prefect, "pipeline")
+    fill(page, "recipe > Name", "long")
+    fill(page, "recipe > Ingest > Max Mb", 0.6)
+    fill(page, "recipe > Tokenizer > Vocab Size", 400)
+    fill(page, "recipe > Pretrain > Steps", 1_000_000)
+    run = submit(page)
+    while not (training := trainers()):
+        assert ask(prefect, f"/flow_runs/{run}")["state"]["type"] not in ("FAILED", "CRASHED")
+        time.sleep(1)
+    page.reload()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel").last.click()
+    pressed = time.monotonic()
+    assert finished(prefect, run, 30) == "Cancelled"
+    psutil.wait_procs(training, 15)
+    print(f"cancelled after {time.monotonic() - pressed:.1f} s")
+    assert not trainers()
+
+
+def trainers():
+    """Trainers below the worker of this test."""
+    worker = psutil.Process(servers.known()["worker"].pid)
+    return [p for p in worker.children(recursive=True) if "gpt.train" in p.cmdline()]
+
+
+def test_the_schedule_of_the_refresh_is_shown(prefect, page):
+    page.goto(f"{prefect}/deployments?deployments.flowOrDeploymentNameLike=refresh")
+    page.locator("a[href*='/deployments/deployment/']").get_by_text("refresh", exact=True).first.click()
+    page.get_by_text("nightly-at-03-00-utc").first.wait_for()
