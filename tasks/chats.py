@@ -56,7 +56,7 @@ def chats(out: Path, config: Conversations, tokenizer: Tokenizer) -> Metrics:
     pq.write_table(pa.Table.from_pylist(table, SCHEMA), out / "chats.parquet", write_page_checksum=True)
     save(out, encoded, [chat.held_out is True for chat in kept])
     (out / "heldout.json").write_text(json.dumps(questions([chat for chat in kept if chat.held_out]), indent=1))
-    note(out, "chats", made, "ids.npy")
+    note(out, config, (chat.source for chat in kept), "chats", made, "ids.npy")
     unseen, size = sum(chat.held_out is True for chat in kept), sum(len(ids) for ids, _ in encoded)
     counts = {"data/conversations": len(kept), "data/heldout_conversations": unseen, "data/dropped": dropped.total()}
     return {**counts, "data/tokens": size, "data/learned_tokens": sum(sum(mask) for _, mask in encoded)}

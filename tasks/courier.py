@@ -211,7 +211,8 @@ class Courier(threading.Thread):
     def _do_note(self, event: Event, run: str) -> None:
         """The parent's note."""
         rows, tags = [r for r in event["stages"] if r["id"] in self.state["runs"]], self.client.get_run(run).data.tags
-        text = of_pipeline(rows, lambda row: self._link(self.state["runs"][row]), tags, self.state.get("version", ""))
+        link, version = lambda row: self._link(self.state["runs"][row]), self.state.get("version", "")
+        text = of_pipeline(rows, self._link(run), link, tags, version)
         self.client.set_tag(run, "mlflow.note.content", text)
 
     def _do_register(self, event: Event, run: str) -> None:
@@ -283,6 +284,7 @@ class Courier(threading.Thread):
 
     def _create_model(self, thing: Event, run: str) -> str:
         tags = {"artifact.digest": thing["digest"], "artifact.key": thing["key"], "artifact.uri": thing["path"]}
+        tags["mlflow.note.content"] = f"`{thing['stage']}:{thing['key']}`, made by [this run]({self._link(run)})."
         tags["stage"], name = thing["stage"], f"{thing['stage']}-{thing['key'][:8]}"
         model = self.client.create_logged_model(self._experiment(), name, run, tags, thing["config"], thing["kind"])
         self.client.finalize_logged_model(model.model_id, "READY")

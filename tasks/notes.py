@@ -13,7 +13,7 @@ PAGE = "?workflowType=machine_learning"
 """Every link's end: a fresh browser would open MLflow's GenAI mode without it."""
 COLUMNS = ("metrics.`eval/bpb`", "metrics.`eval/arithmetic`", "metrics.`eval/pair_accuracy`", "metrics.`val/bpb`")
 BOARD = {
-    "selectedColumns": ["attributes.`Source`", "tags.`stage`", "tags.`cache`", *COLUMNS],
+    "selectedColumns": ["tags.`stage`", "tags.`cache`", *COLUMNS],
     "orderByKey": "attributes.start_time",
     "orderByAsc": False,
 }
@@ -37,11 +37,12 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     }
 
 
-def of_pipeline(stages: Sequence[Row], link: Callable[[str], str], tags: Row, version: str) -> str:
+def of_pipeline(stages: Sequence[Row], own: str, link: Callable[[str], str], tags: Row, version: str) -> str:
     """A parent's note: the run as a line of links to its stages, what made it, what came out, then a table."""
     links = [f"[{row['stage']}]({link(row['id'])})" for row in stages]
     made = [f"Made by `{tags['mlflow.source.name']}`", *prefect(tags.get("prefect.url"))]
     if version:
+        made.append(f"[where it comes from]({own.replace(PAGE, '/artifacts/lineage.html' + PAGE)})")
         made.append(f"released as [{NAME}, version {version}](#/models/{NAME}/versions/{version}{PAGE})")
     lines = [f"### {' → '.join(links)}", "", " · ".join(made), ""]
     lines += ["| stage | cache | artifact | headline |", "|---|---|---|---|"]

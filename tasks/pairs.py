@@ -56,7 +56,7 @@ def pairs(out: Path, config: Preferences, tokenizer: Tokenizer) -> Metrics:
     account("pairs", "pairs", len(kept), dropped)
     pq.write_table(pa.Table.from_pylist([_row(pair) for pair in kept], SCHEMA), out / "pairs.parquet")
     save(out, encoded, [pair.held_out is True for pair in kept for _ in range(2)])
-    note(out, "pairs", made, "ids.npy")
+    note(out, config, (pair.source for pair in kept), "pairs", made, "ids.npy")
     counts = {"pairs": len(kept), "heldout_pairs": sum(pair.held_out is True for pair in kept)}
     sides = zip(*lengths, strict=True)
     means = {f"{name}_tokens": sum(side) / len(kept) for name, side in zip(SHAPES[1], sides, strict=True)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 
-WIDTH, LINE, PAD, GAP_X, GAP_Y, LANE = 256, 17, 8, 18, 40, 10  # pixels
+WIDTH, LINE, PAD, GAP_X, GAP_Y, LANE = 250, 17, 8, 12, 36, 4  # pixels
 COLUMNS = 3
 """Cells that stand side by side in a box."""
 

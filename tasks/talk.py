@@ -4,11 +4,12 @@ In: rows of files and hubs in known shapes. Out: checked messages; `ids.npy`, `m
 A question is on one side of the split only, whatever its case and blanks.
 """
 
+import hashlib
 import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from tasks.artifacts import Config
 from tasks.files import hash_file
+from tasks.manifest import canonical
 from tasks.records import column_types, rows
 from tasks.runtime import say
 from tasks.shard import lot
@@ -48,9 +50,13 @@ class Talk(Config):
 
     def outside(self) -> dict[str, Any]:
         """The sources by content; the demo's is its modules' and the documentation that comes with this Python."""
+        return {"sources": [source.identity for source in self.origins()]}
+
+    def origins(self) -> list[Source]:
+        """The demo, if it is among the sources, and the files."""
         made = {"demo": platform.python_version(), "modules": [hash_file(file) for file in sorted(DEMO)]}
-        demo = [made] if "demo" in self.sources else []
-        return {"sources": demo + [source.identity for source in self.files()]}
+        demo = Source("demo", "demo", "demo", hashlib.sha256(canonical(made)).hexdigest(), 0, made)
+        return [demo] * ("demo" in self.sources) + self.files()
 
     def files(self) -> list[Source]:
         """The sources but for the demo."""
@@ -131,7 +137,16 @@ def save(out: Path, encoded: Sequence[tuple[list[int], list[int]]], held_out: Se
     np.save(out / "split.npy", np.array(held_out, np.uint8))
 
 
-def note(out: Path, name: str, tokenizer: Tokenizer, content: str) -> None:
-    """`name`.json: which tokenizer made the ids, and the sha256 of the content: the trainer goes on with no other."""
+def note(out: Path, config: Talk, kept: Iterable[str], name: str, tokenizer: Tokenizer, content: str) -> None:
+    """`name`.json: which tokenizer made the ids, and the sha256 of the content: the trainer goes on with no other.
+
+    `logs/sources.json`, as of ingest: each source and how many rows were kept of it; `kept` has the source of each.
+    """
+    rows_of, report = Counter(source.partition("/")[0] for source in kept), []
+    for source in config.origins():
+        size = {"bytes": source.size_bytes, "documents": rows_of[source.path] or rows_of[source.digest[:16]]}
+        report.append({"path": source.path, "kind": source.kind, "digest": source.digest, **size})
+    (out / "logs").mkdir(exist_ok=True)
+    (out / "logs" / "sources.json").write_text(json.dumps(report, indent=1))
     facts = {"tokenizer": tokenizer.digest, "vocab_size": tokenizer.vocab_size, "sha256": hash_file(out / content)}
     (out / f"{name}.json").write_text(json.dumps(facts))

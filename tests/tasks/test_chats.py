@@ -19,6 +19,7 @@ from tasks.artifacts import Tokenizer
 from tasks.chats import Conversations, chats, fault, questions
 from tasks.demo_chats import ASK, ASK_HELD_OUT, Chat, demo_chats, turns
 from tasks.demo_chats import __file__ as demo_module
+from tasks.files import hash_file
 
 pytestmark = pytest.mark.usefixtures("python_read_once")
 
@@ -56,8 +57,17 @@ def test_arrays_hold_what_the_table_says_in_the_same_order(demo, vocabulary):
 
 def test_the_same_config_gives_the_same_bytes(demo, vocabulary, tmp_path):
     chats.fn(tmp_path, Conversations(demo_functions=400, demo_sums=100, max_tokens=400), vocabulary)
-    for file in sorted(demo.iterdir()):
-        assert file.read_bytes() == (tmp_path / file.name).read_bytes(), f"{file.name} differs"
+    for file in sorted(path for path in demo.rglob("*") if path.is_file()):
+        assert file.read_bytes() == (tmp_path / file.relative_to(demo)).read_bytes(), f"{file.name} differs"
+
+
+def test_the_sources_are_noted_with_the_rows_that_were_kept_of_each(vocabulary, tmp_path):
+    own = jsonl(tmp_path / "own.jsonl", {"prompt": "Who?", "response": "I."}, {"prompt": "Why?", "response": ""})
+    chats.fn(tmp_path, Conversations(sources=("demo", str(own)), demo_functions=4, demo_sums=3), vocabulary)
+    demo, file = json.loads((tmp_path / "logs" / "sources.json").read_text())
+    assert (file["path"], file["digest"], file["documents"]) == (str(own), hash_file(own), 1)
+    assert demo["kind"] == "demo"
+    assert demo["documents"] + 1 == len(pq.read_table(tmp_path / "chats.parquet"))
 
 
 def test_demo_sides_share_no_function_operands_thing_or_phrasing(demo):
