@@ -14,8 +14,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from socket import create_connection
 
 import psutil
 import psycopg2
@@ -167,14 +168,24 @@ def stack(new_postgres, script, tmp_path_factory):
     text = made.local((INFRA / "nginx.conf").read_text()).replace("/etc/nginx/htpasswd", f"{here}/secrets/htpasswd")
     for inside, name in zip((4200, 5000), DOORS, strict=True):
         text = re.sub(rf"listen {inside}\b", f"listen 127.0.0.1:{made.ports[name]}", text)
-    (here / "nginx.conf").write_text(text)
-    made.services["proxy"]["command"] = [nginx, "-c", f"{here}/nginx.conf", "-e", "stderr", "-g", "daemon off;"]
+    (here / "tmp" / "nginx.conf").write_text(text)
+    door = "daemon off; user root;" if made.locking else "daemon off;"  # root without capabilities cannot be another
+    made.services["proxy"]["command"] = [nginx, "-c", "/tmp/nginx.conf", "-e", "stderr", "-g", door]
     with ExitStack() as running:
         made.running = {name: running.enter_context(ended(made.start(name))) for name in ("prefect", "mlflow")}
         for name, process in made.running.items():
             made.await_health(name, process)
-        running.enter_context(ended(made.start("proxy")))
+        proxy = running.enter_context(ended(made.start("proxy")))
+        while not listening(made.ports[DOORS[0]]):
+            assert proxy.poll() is None, (here / "proxy.log").read_text()
+            time.sleep(0.1)
         yield made
+
+
+def listening(port):
+    with suppress(OSError), create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def create_databases(at):
