@@ -131,7 +131,7 @@ def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(prefect
         time.sleep(1)
     page.reload()
     page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("button", name="Cancel").last.click()
+    page.get_by_role("button", name="Confirm").click()
     pressed = time.monotonic()
     assert finished(prefect, run, 30) == "Cancelled"
     psutil.wait_procs(training, 15)
