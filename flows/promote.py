@@ -140,12 +140,12 @@ def against(new: Exam, old: Exam) -> tuple[str, str]:
     """The gate beside a champion: nothing clearly worse, something clearly better."""
     pairs = [(new.own[m], old.own[m]) for m in sorted(new.own.keys() & old.own.keys())]
     lines = {sign: [f"{said(a)}, was {said(b, '')}" for a, b in pairs if clearly(a, b) == sign] for sign in (-1, 0, 1)}
-    champion, same = f"version {old.version}", f"no clear difference on {len(lines[0])} other measures"
+    champion, same = f"version {old.version}", f"no clear difference on {len(lines[0])}"
     if lines[-1]:
         return "held", f"clearly worse than {champion}: {'; '.join(lines[-1])}"
     if not lines[1]:
-        return "held", f"nothing clearly better than {champion}: {same.replace(' other', '')}"
-    return "better", f"clearly better than {champion}: {'; '.join(lines[1])}; nothing clearly worse, {same}"
+        return "held", f"nothing clearly better than {champion}: {same} measures"
+    return "better", f"clearly better than {champion}: {'; '.join(lines[1])}; nothing clearly worse, {same} other"
 
 
 def clearly(new: dict[str, Any], old: dict[str, Any]) -> int:
