@@ -24,7 +24,7 @@ def from_store(store: Store, ref: str, digest: str = "") -> Tree:
 def from_mlflow(ref: str, uri: str) -> Tree:
     """The tree of a registered model, walked on the MLflow server alone: no file of the store is read."""
     client, model = logged_model(ref, uri)
-    return Walk(client, model.experiment_id).tree(model.tags["stage"], model.tags["artifact.digest"])
+    return Walk(client, model.experiment_id).tree(name_of(model), model.tags["artifact.digest"])
 
 
 class Walk:
@@ -34,31 +34,32 @@ class Walk:
         self.client, self.experiment = client, experiment
         self.runs, self.trees = dict[tuple[str, str], Any](), dict[tuple[str, str], Tree]()
 
-    def run(self, stage: str, digest: str) -> Any:
-        """The run that put out this content; with it come all runs of its pipeline, which is where its inputs are."""
-        if (stage, digest) not in self.runs:
-            if not (found := makers(self.client, self.experiment, stage, digest)):
-                what = f"MLflow knows no run that put out {stage} {digest[:12]}"
+    def run(self, artifact: str, digest: str) -> Any:
+        """The run that put this out; with it come all runs of its pipeline, which is where its inputs are."""
+        if (artifact, digest) not in self.runs:
+            if not (found := makers(self.client, self.experiment, artifact, digest)):
+                what = f"MLflow knows no run that put out {artifact} with content {digest[:12]}"
                 raise UserError(f"{what}; `gptloom sync` delivers held-back runs")
-            self.runs[stage, digest] = found[0]
+            self.runs[artifact, digest] = found[0]
             parent = found[0].data.tags["mlflow.parentRunId"]
             for run in self.client.search_runs([self.experiment], f"tags.`mlflow.parentRunId` = '{parent}'"):
-                made = run.data.tags["stage"]
-                self.runs.setdefault((made, run.data.tags.get(f"artifact.out.{made}", "")), run)
-        return self.runs[stage, digest]
+                made = run.data.tags
+                out = made.get(f"artifact.out.{made['stage']}", "")
+                self.runs.setdefault((f"{made['stage']}:{made['artifact.key']}", out), run)
+        return self.runs[artifact, digest]
 
-    def tree(self, stage: str, digest: str) -> Tree:
+    def tree(self, artifact: str, digest: str) -> Tree:
         """The tree of an artifact."""
-        if (stage, digest) not in self.trees:
-            run = self.run(stage, digest)
+        if (artifact, digest) not in self.trees:
+            run = self.run(artifact, digest)
             tags, config = run.data.tags, run.data.params
             named = [value.partition("@") for name, value in tags.items() if name.startswith("artifact.in.")]
             facts = {"created": tags["artifact.created"], "seconds": float(tags["artifact.seconds"])}
             facts |= {"run": tags.get("cache.source_run_id", run.info.run_id), "headline": tags["artifact.headline"]}
-            facts["inputs"] = [self.tree(artifact.partition(":")[0], content) for artifact, _, content in named]
+            facts["inputs"] = [self.tree(above, content) for above, _, content in named]
             facts |= {"config": config, "sources": sources(run)}
-            self.trees[stage, digest] = leaf(f"{stage}:{tags['artifact.key']}", digest) | facts
-        return self.trees[stage, digest]
+            self.trees[artifact, digest] = leaf(artifact, digest) | facts
+        return self.trees[artifact, digest]
 
 
 def sources(run: Any) -> list[dict[str, Any]]:
@@ -92,6 +93,11 @@ def logged_model(ref: str, uri: str) -> tuple[Any, Any]:
     return client, client.get_logged_model(str(version.source).removeprefix("models:/"))
 
 
+def name_of(model: Any) -> str:
+    """The artifact that an external model stands for."""
+    return f"{model.tags['stage']}:{model.tags['artifact.key']}"
+
+
 def write_page(file: Path, tree: Tree) -> None:
     """The tree as one HTML page; UserError where it cannot be written."""
     try:
@@ -119,8 +125,8 @@ def model_folder(store: Store, ref: str) -> Path:
     """The checkpoint or release folder behind a REF; a plain Hugging Face folder is its own."""
     digest = ""
     if ref.startswith("models:/"):
-        tags = logged_model(ref, tracking())[1].tags
-        ref, digest = f"{tags['stage']}:{tags['artifact.key']}", tags["artifact.digest"]
+        model = logged_model(ref, tracking())[1]
+        ref, digest = name_of(model), model.tags["artifact.digest"]
     elif (Path(ref) / "config.json").exists() and not (Path(ref) / "artifact.json").exists():
         return Path(ref)
     path, manifest = store.find(ref, digest)

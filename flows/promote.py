@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows.lineage import Walk, registered
+from flows.lineage import Walk, name_of, registered
 from tasks.measures import LOWER_IS_BETTER, PORTS, TAKEN_ON
 from tasks.notes import NAME
 
@@ -184,10 +184,10 @@ def exams(client: Any, version: Any) -> list[Exam]:
     """Every evaluation of a version's model, the one of its own release first; UserError where there is none."""
     release = client.get_logged_model(str(version.source).removeprefix("models:/"))
     walk = Walk(client, release.experiment_id)
-    made = inputs(walk.run(release.tags["stage"], release.tags["artifact.digest"]))
-    own = walk.run("evaluate", made["scores"].rpartition("@")[2])
-    model = made["model"].rpartition("@")[2]
-    port = {"pretrain": "base"}.get(stage := made["model"].partition(":")[0], stage)
+    made = inputs(walk.run(name_of(release), release.tags["artifact.digest"]))
+    own = walk.run(*made["scores"].split("@"))
+    stage, model = made["model"].partition(":")[0], made["model"].rpartition("@")[2]
+    port = {"pretrain": "base"}.get(stage, stage)
     query = f"tags.stage = 'evaluate' AND tags.`artifact.in.{port}` LIKE '%@{model}'"
     found = client.search_runs([release.experiment_id], query, order_by=["attributes.start_time DESC"])
     finished = [run for run in found if run.data.tags.get("cache") in ("hit", "miss")]

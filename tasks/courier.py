@@ -257,13 +257,13 @@ class Courier(threading.Thread):
 
     def _note(self, note: Event) -> str:
         """A child's note."""
-        found = [self.state["runs"].get(of["id"]) or self._putter(of["stage"], of["digest"]) for of in note["from"]]
+        found = [self.state["runs"].get(of["id"]) or self._putter(of["artifact"], of["digest"]) for of in note["from"]]
         inputs = [(of["name"], run and self._link(run)) for of, run in zip(note["from"], found, strict=True)]
         return of_stage(inputs, note["task"], self._link(next(iter(self.state["runs"].values()))))
 
-    def _putter(self, stage: str, digest: str) -> str:
-        """A run that put out this content, or ""."""
-        found = makers(self.client, self._experiment(), stage, digest)
+    def _putter(self, artifact: str, digest: str) -> str:
+        """A run that put out this artifact, or ""."""
+        found = makers(self.client, self._experiment(), artifact, digest)
         return found[0].info.run_id if found else ""
 
     def _served(self, maker: str, note: Event) -> dict[str, str]:
@@ -309,9 +309,11 @@ def dataset(thing: Event) -> Any:
     return DatasetInput(entity, [InputTag(name, value) for name, value in tags.items()])
 
 
-def makers(client: Any, experiment: str, stage: str, digest: str) -> list[Any]:
-    """The runs that put out this content; one that built it before those that found it."""
-    found = client.search_runs([experiment], f"tags.`artifact.out.{stage}` = '{digest}'", max_results=50)
+def makers(client: Any, experiment: str, artifact: str, digest: str) -> list[Any]:
+    """The runs that put out this artifact with this content; one that built it before those that found it."""
+    stage, _, key = artifact.partition(":")
+    query = f"tags.`artifact.out.{stage}` = '{digest}' AND tags.`artifact.key` = '{key}'"
+    found = client.search_runs([experiment], query, max_results=50)
     return sorted(found, key=lambda run: (run.data.tags.get("cache") != "miss", run.info.start_time))
 
 

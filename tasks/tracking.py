@@ -102,7 +102,7 @@ class Child:
 
     def _maker(self, artifact: Artifact) -> dict[str, str]:
         """The run of this pipeline that gave an input, if it was one of this pipeline."""
-        named = {"stage": artifact.stage, "digest": artifact.digest, "name": str(artifact)}
+        named = {"artifact": str(artifact), "digest": artifact.digest, "name": str(artifact)}
         made = {(row["stage"], row.get("digest")): row for row in self.tracker.stages}
         row = made.get((artifact.stage, artifact.digest), {"id": ""})
         return named | {name: row[name] for name in ("id", "name") if name in row}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,13 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from flows import servers
-from flows.lineage import as_text, from_mlflow
+from flows.lineage import as_text, from_mlflow, from_store
 from flows.settings import Settings
 from tasks.artifacts import Checkpoint, Config, Corpus, Metrics, Release
 from tasks.courier import Courier, sync
-from tasks.stage import Session, opened, stage
+from tasks.lineage import becoming, page
+from tasks.stage import Session, load, opened, stage
 from tasks.store import Store
 from tasks.tracking import flat
 
@@ -30,6 +33,8 @@ class Source(Config):
 
     text: str = "hello"
     """Content."""
+    files: int = 1
+    """Source files that it notes."""
 
 
 class Steps(Config):
@@ -49,8 +54,11 @@ def ingest(out: Path, config: Source) -> Metrics:
     (out / "report").mkdir()
     (out / "report" / "examples.md").write_text("# removed")
     (out / "report" / "said.table.json").write_text(json.dumps({"columns": ["step"], "data": [[1]]}))
-    source = {"path": "/data/x.txt", "digest": "d" * 64, **SIZES, "kind": "file"}
-    (out / "logs" / "sources.json").write_text(json.dumps([source]))
+    names = ["x.txt", *(f"{n}/x.txt" for n in range(1, config.files))]
+    sources = [
+        {"path": f"/data/{x}", "digest": f"{n:02}{'d' * 62}", **SIZES, "kind": "file"} for n, x in enumerate(names)
+    ]
+    (out / "logs" / "sources.json").write_text(json.dumps(sources))
     return {"data/documents": 1}
 
 
@@ -63,21 +71,23 @@ def pretrain(out: Path, config: Steps, corpus: Corpus) -> Metrics:
             journal.write(json.dumps([int(time.time() * 1000), step, {"train/loss": 5 - step / 10}]) + "\n")
             journal.flush()
             time.sleep(config.pause_s)
-    (out / "model").write_text("weights")
+    (out / "model").write_text(corpus.digest)
     return {"train/loss": 5 - (config.steps - 1) / 10, "val/bpb": 2.5}
 
 
 @stage(Release, version="1")
 def export(out: Path, config: Config, model: Checkpoint) -> Metrics:
     """Copy."""
-    (out / "model").write_text("weights")
+    (out / "model").write_bytes((model.path / "model").read_bytes())
+    (out / "report").mkdir()
+    (out / "report" / "lineage.html").write_text(page(becoming(out, [model])))
     return {"eval/bpb": 2.5}
 
 
-def weave(uri, store, steps=20, pause_s=0.0):
+def weave(uri, store, steps=20, pause_s=0.0, **source):
     session = Session(Store(store))
     with opened("toy", {"a": {"b": 1}}, session, uri):
-        export(Config(), pretrain(Steps(steps=steps, pause_s=pause_s), ingest(Source())))
+        export(Config(), pretrain(Steps(steps=steps, pause_s=pause_s), ingest(Source(**source))))
     return session
 
 
@@ -173,14 +183,87 @@ def test_a_cached_run_has_the_same_lineage_and_points_to_its_maker(mlflow, clien
     assert len(client.get_metric_history(cached["pretrain"].info.run_id, "train/loss")) == 1, "curves are not doubled"
 
 
-def test_the_walk_reaches_every_source_file_with_the_store_moved_away(mlflow, tmp_path):
+def test_notes_lead_upstream_to_the_command_to_prefect_and_to_the_release(mlflow, client, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.stage.prefect_tags", lambda: {"prefect.url": "http://prefect/runs/flow-run/1"})
+    session = weave(mlflow.server.url, tmp_path / "store")
+    parent, stages = client.get_run(run_id(session)), children(client, run_id(session))
+    link = {name: f"(#/experiments/1/runs/{run.info.run_id}?workflowType" for name, run in stages.items()}
+    note = stages["pretrain"].data.tags["mlflow.note.content"]
+    assert f"From [1 ingest]{link['ingest']}" in note
+    assert f"(#/experiments/1/runs/{parent.info.run_id}?workflowType" in note
+    assert "[its run in Prefect](http://prefect/runs/flow-run/1)" in note
+    assert "From its sources" in stages["ingest"].data.tags["mlflow.note.content"]
+    about = parent.data.tags["mlflow.note.content"]
+    assert f"Made by `{parent.data.tags['mlflow.source.name']}`" in about
+    assert "[its run in Prefect](http://prefect/runs/flow-run/1)" in about
+    version = client.get_model_version_by_alias("gptloom", "challenger").version
+    assert f"[gptloom, version {version}](#/models/gptloom/versions/{version}?workflowType" in about
+    assert f"(#/experiments/1/runs/{parent.info.run_id}/artifacts/lineage.html?workflowType" in about
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["lineage.html"]
+    every = [target for text in (note, about) for target in re.findall(r"\((#/.*?)\)", text)]
+    assert all("?workflowType=machine_learning" in target for target in every)
+
+
+def test_a_stage_run_alone_leads_to_the_runs_that_made_its_inputs(mlflow, client, tmp_path):
+    whole, session = weave(mlflow.server.url, tmp_path / "store"), Session(Store(tmp_path / "store"))
+    path, manifest = session.store.find("ingest")
+    corpus = load(Corpus, path, manifest)
+    with opened("alone", {}, session, mlflow.server.url):
+        pretrain(Steps(steps=3), corpus)
+    note = children(client, run_id(session))["pretrain"].data.tags["mlflow.note.content"]
+    made = children(client, run_id(whole))["ingest"].info.run_id
+    assert re.search(rf"\[{corpus}\]\(#/experiments/1/runs/(\w+)\?", note), note
+    assert made or note
+
+
+def test_a_models_page_has_its_final_metrics_with_the_data_and_never_every_step(mlflow, client, tmp_path):
+    session = weave(mlflow.server.url, tmp_path / "store", steps=31, text="own")
+    again = weave(mlflow.server.url, tmp_path / "store", steps=31, text="own")
+    run, corpus = children(client, run_id(session))["pretrain"], session.results["ingest"].digest
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    shown = {(m.key, m.value, m.dataset_name, m.dataset_digest, m.run_id) for m in model.metrics}
+    final = {"train/loss": 5 - 30 / 10, "val/bpb": 2.5}
+    assert shown == {(k, v, "ingest", corpus[:36], run.info.run_id) for k, v in final.items()}
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(31))
+    assert "made by [this run]" in model.tags["mlflow.note.content"]
+    assert again.url
+
+
+def test_the_experiment_has_a_board_and_a_note_and_gets_them_back(mlflow, client, tmp_path):
     weave(mlflow.server.url, tmp_path / "store")
+    tags = client.get_experiment("1").tags
+    assert json.loads(tags["mlflow.sharedViewState.board"])["selectedColumns"][2] == "metrics.`eval/bpb`"
+    assert "(#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=board)" in tags["mlflow.note.content"]
+    client.set_experiment_tag("1", "mlflow.sharedViewState.board", "{}")
+    weave(mlflow.server.url, tmp_path / "store")
+    assert client.get_experiment("1").tags == tags
+
+
+def test_the_walk_is_the_stores_tree_with_every_source_file_although_the_store_moved_away(
+    mlflow, tmp_path, monkeypatch
+):
+    weave(mlflow.server.url, tmp_path / "store", files=20, text="many")
+    tree = from_store(Store(tmp_path / "store"), "export")
     (tmp_path / "store").rename(tmp_path / "gone")
-    tree = from_mlflow("models:/gptloom@challenger", mlflow.server.url)
-    stages = [tree, tree["inputs"][0], tree["inputs"][0]["inputs"][0]]
+    asked = []
+    plain = requests.Session.request
+    monkeypatch.setattr(requests.Session, "request", lambda *a, **k: asked.append(a) or plain(*a, **k))
+    walked = from_mlflow("models:/gptloom@challenger", mlflow.server.url)
+    assert len(asked) <= 5, f"{len(asked)} requests"
+    stages = [walked, walked["inputs"][0], walked["inputs"][0]["inputs"][0]]
     assert [node["artifact"].split(":")[0] for node in stages] == ["export", "pretrain", "ingest"]
-    assert stages[2]["sources"] == [{"path": "/data/x.txt", "kind": "file", "digest": "d" * 64, **SIZES}]
-    assert "source /data/x.txt" in as_text(tree)
+    assert {source["path"] for source in stages[2]["sources"]} == {
+        "/data/x.txt",
+        *(f"/data/{n}/x.txt" for n in range(1, 20)),
+    }
+    assert without_runs(walked) == without_runs(tree)
+    assert "source /data/19/x.txt" in as_text(walked)
+
+
+def without_runs(tree):
+    """MLflow and the journal call a run differently; the chips of a run have no order."""
+    sources = sorted(tree["sources"], key=lambda source: source["path"])
+    return {**tree, "run": "", "sources": sources, "inputs": [without_runs(above) for above in tree["inputs"]]}
 
 
 def test_a_server_that_dies_in_mid_training_costs_no_point_and_no_time(mlflow, client, tmp_path):
