@@ -149,8 +149,9 @@ class Courier(threading.Thread):
         things, tags = event.get("things", []), event.get("tags", {})
         used = [self._model(t) for t in things if t["kind"] in MODELS and t["context"] == "input"]
         chips = [dataset(t) for t in things if t["kind"] not in MODELS]
-        if used or chips:
-            self.client.log_inputs(run, chips, [LoggedModelInput(model) for model in used if model])
+        for start in range(0, len(chips) or bool(used), 500):  # a request with thousands of source files would time out
+            models = [LoggedModelInput(model) for model in used if model and start == 0]
+            self.client.log_inputs(run, chips[start : start + 500], models)
         maker = self._find(event["maker"]) if event.get("maker") else ""
         if "maker" in event:
             tags = tags | self._served(maker, event["note"])

@@ -22,7 +22,7 @@ from tasks.tracking import flat
 
 Tree = dict[str, Any]
 SHOWN = 12
-"""Source files of a stage that the picture names; the table has all."""
+"""Sources of a stage that the picture names; the table has all."""
 KINDS = dict.fromkeys(("pretrain", "sft", "prefer", "rl", "export"), "model") | {"evaluate": "scores"}
 """What a stage's box is coloured as; the others make data."""
 
@@ -97,7 +97,7 @@ def page(tree: Tree) -> str:
     """The whole lineage as one HTML file."""
     known = nodes(tree)
     sources = [(node, s) for node in known.values() for s in node["sources"]]
-    facts = {"name": tree["artifact"], "artifacts": str(len(known)), "files": count(len(sources), "source file")}
+    facts = {"name": tree["artifact"], "artifacts": str(len(known)), "files": count(len(sources), "source")}
     facts["documents"] = count(sum(s["documents"] for _, s in sources), "document")
     facts = {name: escape(value) for name, value in facts.items()} | {"picture": picture(known)}
     facts["stages"] = "\n".join(map(stage_row, known.values()))
@@ -123,7 +123,7 @@ def frame(files: list[dict[str, Any]]) -> Box:
     more = [f"… and {len(files) - SHOWN + 1:,} more, in the table"] if len(files) > SHOWN else []
     shown = files[: SHOWN - len(more)]
     cells = [f"{fit(Path(s['path']).name or s['kind'], 19)} {s['digest'][:12]}" for s in shown]
-    return Box([count(len(files), "source file")], "source", "name, sha256", cells + more)
+    return Box([count(len(files), "source")], "source", "name, sha256", cells + more)
 
 
 def box(node: Tree) -> Box:

@@ -44,7 +44,7 @@ def test_the_page_names_every_artifact_and_every_source_file_whole(tree):
     for source in SOURCES:
         assert source["path"] in text
         assert source["digest"] in text
-    assert "20 source files with 210 documents" in text
+    assert "20 sources with 210 documents" in text
     assert "… and 9 more, in the table" in text
     assert text.index("ingest:1111") < text.rindex("export:dddd")
 
