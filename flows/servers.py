@@ -70,6 +70,20 @@ def pid_of(name: str) -> int | None:
     return None
 
 
+def family(name: str) -> list[psutil.Process]:
+    """All processes of a service, those too that a killed one left behind: its session, told by our own environment."""
+    with suppress(OSError, ValueError):
+        leader, found = int((home() / "run" / name).read_text()), list[psutil.Process]()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if os.getsid(process.pid) == leader and process.environ().get("PREFECT_HOME") == str(
+                    home() / "prefect"
+                ):
+                    found += [process, *process.children(recursive=True)]
+        return list(dict.fromkeys(found))
+    return []
+
+
 def known() -> dict[str, Server]:
     """The services that `up` started and that still run."""
     settings, pids = Settings.load(), {name: pid_of(name) for name in HEALTH}
@@ -86,8 +100,10 @@ def up(
     Ports: the given one, else the one of last time, else the usual, else any free one.
     """
     with locked(home() / "lock", "another `gptloom up` is at work; waiting for it"):
-        settings = chosen(ports, auth, database, store)
         running = known()
+        for name in HEALTH.keys() - running.keys():
+            end(family(name))  # the children of a killed one hold its port
+        settings = chosen(ports, auth, database, store)
         for name in ("prefect", "mlflow"):
             if name not in running:
                 start(name, settings)
@@ -223,17 +239,18 @@ def await_answers(names: list[str], limit_s: float = 180.0) -> None:
 
 def down() -> list[str]:
     """End what `up` started, children included; returns the names."""
-    servers, processes = known(), []
-    for server in servers.values():
-        with suppress(psutil.Error):  # it may end by itself meanwhile
-            parent = psutil.Process(server.pid)
-            processes += [*parent.children(recursive=True), parent]
-    for end, grace_s in ((psutil.Process.terminate, 10), (psutil.Process.kill, 1)):
+    servers = known()
+    end([process for name in HEALTH for process in family(name)])
+    return list(servers)
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """End them, politely at first; one that ends by itself meanwhile is as good."""
+    for how, grace_s in ((psutil.Process.terminate, 10), (psutil.Process.kill, 1)):
         for process in processes:
             with suppress(psutil.Error):
-                end(process)
+                how(process)
         processes = psutil.wait_procs(processes, grace_s)[1]
-    return list(servers)
 
 
 def free_port(usual: int, given: int | None = None) -> int:

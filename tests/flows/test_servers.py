@@ -170,9 +170,12 @@ def test_two_ups_at_once_start_each_server_once(slow_servers):
 
 
 def test_down_survives_a_server_that_ends_meanwhile(monkeypatch):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone = subprocess.Popen(["sleep", "60"])
+    process = psutil.Process(gone.pid)
+    gone.kill()
     gone.wait()
     monkeypatch.setattr(servers, "known", lambda: {"mlflow": servers.Server("mlflow", "http://127.0.0.1:9", gone.pid)})
+    monkeypatch.setattr(servers, "family", lambda _: [process])
     assert servers.down() == ["mlflow"]
 
 
