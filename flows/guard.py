@@ -1,8 +1,8 @@
-"""Prefect's server behind a check of who asks: only its own address as Host, only its own pages as Origin.
+"""Both servers behind a check of who asks: only their own address as Host, only their own pages as Origin.
 
-In: `uvicorn --factory flows.guard:app`, GUARD_ORIGINS. Out: Prefect's ASGI app, 403 for everything else.
-Why: Prefect answers any Host and has no check of websockets' Origin, so any page that somebody opens in a browser could
-reach a server on loopback under a name of its own (DNS rebinding). MLflow has such a check of its own.
+In: `uvicorn --factory flows.guard:prefect`, `mlflow server --app-name gptloom`, GUARD_ORIGINS. Out: their ASGI apps,
+403 for everything else. Why: Prefect answers any Host and checks no websocket's Origin, so any page that somebody opens
+in a browser could reach a server on loopback under a name of its own (DNS rebinding); MLflow checks no GET's Origin.
 """
 
 import os
@@ -31,10 +31,24 @@ class Guard:
         await self.app(scope, receive, send)
 
 
-def app() -> Any:
+def guarded(app: Any) -> Guard:
+    """An app that answers only to the addresses in GUARD_ORIGINS."""
+    return Guard(app, os.environ["GUARD_ORIGINS"].split(","))
+
+
+def prefect() -> Guard:
     """Prefect's app, guarded."""
     from prefect.server.api.server import create_app
 
-    made = create_app(final=True)
-    made.add_middleware(Guard, origins=os.environ["GUARD_ORIGINS"].split(","))
-    return made
+    return guarded(create_app(final=True))
+
+
+def mlflow() -> Guard:
+    """MLflow's app, with passwords where settings.py named a file of users, guarded."""
+    if "MLFLOW_AUTH_CONFIG_PATH" in os.environ:
+        from mlflow.server.auth import create_app
+
+        return guarded(create_app())
+    from mlflow.server.fastapi_app import app
+
+    return guarded(app)

@@ -143,7 +143,8 @@ def start(name: str, settings: Settings) -> None:
     for folder in ("logs", "run", "prefect"):
         (home() / folder).mkdir(parents=True, exist_ok=True)
     prepare(name, settings)
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API_", "MLFLOW_TRACKING_"))}
+    other = ("PREFECT_API_", "MLFLOW_TRACKING_", "MLFLOW_AUTH_")  # the ways to servers elsewhere
+    env = {k: v for k, v in os.environ.items() if not k.startswith(other)}
     env |= server_environment(name, settings)
     note = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(home() / "run" / name)]
     with (home() / "logs" / f"{name}.log").open("ab") as log:
@@ -159,12 +160,11 @@ def words(name: str, settings: Settings) -> list[str]:
     binaries, port = Path(sys.executable).parent, settings.ports.get(name)
     listen = ["--host", "127.0.0.1", "--port", str(port)]
     if name == "prefect":
-        return [sys.executable, "-m", "uvicorn", "--factory", "flows.guard:app", "--log-level", "warning", *listen]
+        return [sys.executable, "-m", "uvicorn", "--factory", "flows.guard:prefect", "--log-level", "warning", *listen]
     if name == "worker":
         return [str(binaries / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", "here"]
-    auth = ["--app-name", "basic-auth"] if settings.auth else []
     files = ["--artifacts-destination", str(home() / "mlartifacts")]
-    return [str(binaries / "mlflow"), "server", "--workers", "1", *files, *auth, *listen]
+    return [str(binaries / "mlflow"), "server", "--workers", "1", *files, "--app-name", "gptloom", *listen]
 
 
 def prepare(name: str, settings: Settings) -> None:

@@ -23,6 +23,8 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # in memory, as is usual, a killed server forgets who held the slot `gpu`, and nobody gets it ever again
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation in flows/deploy.py waits for three of them
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -124,15 +126,14 @@ def server_environment(name: str, settings: Settings) -> dict[str, str]:
         return told | client_environment(settings, ["prefect", "mlflow"]) | store | {"PREFECT_LOGGING_LEVEL": "INFO"}
     port, known = settings.ports[name], credentials() if settings.auth else {}
     origins = ",".join(f"http://{host}:{port}" for host in ("127.0.0.1", "localhost"))
+    told["GUARD_ORIGINS"] = origins
     if name == "prefect":
         told["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = settings.database_of("prefect")
-        told |= {"PREFECT_UI_API_URL": "/api", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins, "GUARD_ORIGINS": origins}
+        told |= {"PREFECT_UI_API_URL": "/api", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins}
         if known:
             told["PREFECT_SERVER_API_AUTH_STRING"] = f"{known['user']}:{known['password']}"
             told["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] = "true"
         return told
-    hosts = origins.replace("http://", "")
-    told |= {"MLFLOW_SERVER_ALLOWED_HOSTS": hosts, "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": origins}
     told["MLFLOW_BACKEND_STORE_URI"] = settings.database_of("mlflow")
     if known:
         told |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": known["key"], "MLFLOW_AUTH_CONFIG_PATH": str(home() / "auth.ini")}

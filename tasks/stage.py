@@ -155,8 +155,8 @@ class Session:
             raise UserError(f"{ref} is not in the store, and this run starts below it; run without --from/--only")
         say(f"building {ref}")
         child.building(work)
-        start = time.monotonic()
         with gpu_slot() if stage.trains else nullcontext():
+            start = time.monotonic()  # waiting for a turn is no work
             metrics = stage.fn(work, config, **{**dict.fromkeys(stage.parameters[1:]), **inputs})  # left out is None
         metrics |= part_figures()
         if config.outside() != outside:

@@ -29,15 +29,20 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def prefect(tmp_path_factory):
-    """The address of a Prefect server with a worker and all deployments."""
+def services(tmp_path_factory):
+    """Prefect's server with all deployments, MLflow's, and a worker."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("browser")
         patch.setenv("GPTLOOM_HOME", str(home))
         patch.setenv("GPTLOOM_STORE", str(home / "store"))
-        yield servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)})["prefect"].url
+        yield servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)})
         patch.setenv("GPTLOOM_HOME", str(home))
         servers.down()
+
+
+@pytest.fixture(scope="module")
+def prefect(services):
+    return services["prefect"].url
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +124,14 @@ def test_a_failed_run_is_retried_from_its_page(prefect, page, tmp_path):
     assert finished(prefect, run) == "Completed"
 
 
-def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(prefect, page):
+def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(services, prefect, page):
     form(page, prefect, "pipeline")
     fill(page, "recipe > Name", "long")
     fill(page, "recipe > Ingest > Max Mb", 0.6)
     fill(page, "recipe > Tokenizer > Vocab Size", 400)
     fill(page, "recipe > Pretrain > Steps", 1_000_000)
     run = submit(page)
-    while not (training := trainers()):
+    while not (training := trainers(services)):
         assert ask(prefect, f"/flow_runs/{run}")["state"]["type"] not in ("FAILED", "CRASHED")
         time.sleep(1)
     page.reload()
@@ -136,13 +141,12 @@ def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(prefect
     assert finished(prefect, run, 30) == "Cancelled"
     psutil.wait_procs(training, 15)
     print(f"cancelled after {time.monotonic() - pressed:.1f} s")
-    assert not trainers()
+    assert not trainers(services)
 
 
-def trainers():
-    """Trainers below the worker of this test."""
-    worker = psutil.Process(servers.known()["worker"].pid)
-    return [p for p in worker.children(recursive=True) if "gpt.train" in p.cmdline()]
+def trainers(services):
+    """Trainers below the worker of these services."""
+    return [p for p in psutil.Process(services["worker"].pid).children(recursive=True) if "gpt.train" in p.cmdline()]
 
 
 def test_the_schedule_of_the_refresh_is_shown(prefect, page):
