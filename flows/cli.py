@@ -115,7 +115,7 @@ def run(
 
 def table(session: "Session") -> str:
     """One line a stage: what it did, how long it took, its headline."""
-    from tasks.stage import headline
+    from tasks.measures import headline
 
     lines = [f"{'stage':<10} {'cache':<8} {'seconds':>8}  {'artifact':<28} headline"]
     for r in session.results.values():

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from tasks.artifacts import Config, Metrics
 from tasks.corpus import tables
+from tasks.measures import headline
 from tasks.shard import SPLITS
 from tasks.sources import Source
-from tasks.stage import Result, Session, headline
+from tasks.stage import Result, Session
 
 SIEVES, PARTED = ("ingest", "filter", "dedup"), ("ingest", "filter", "dedup", "shard")
 SHOWN, EXCERPT_CHARS = 20, 80

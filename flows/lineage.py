@@ -11,7 +11,7 @@ from typing import Any
 from flows.servers import tracking
 from gpt.errors import UserError
 from tasks.courier import makers
-from tasks.lineage import Tree, grown, leaf, name, page
+from tasks.lineage import EARLIER, Tree, grown, leaf, name, page
 from tasks.store import Store
 
 
@@ -48,15 +48,18 @@ class Walk:
                 self.runs.setdefault((f"{made['stage']}:{made['artifact.key']}", out), run)
         return self.runs[artifact, digest]
 
-    def tree(self, artifact: str, digest: str) -> Tree:
-        """The tree of an artifact."""
+    def tree(self, artifact: str, digest: str, left: int = EARLIER) -> Tree:
+        """The tree of an artifact; a leaf where none are left to follow."""
+        if left < 0:
+            return leaf(artifact, digest)
         if (artifact, digest) not in self.trees:
             run = self.run(artifact, digest)
             tags, config = run.data.tags, run.data.params
             named = [value.partition("@") for name, value in tags.items() if name.startswith("artifact.in.")]
             facts = {"created": tags["artifact.created"], "seconds": float(tags["artifact.seconds"])}
             facts |= {"run": tags.get("cache.source_run_id", run.info.run_id), "headline": tags["artifact.headline"]}
-            facts["inputs"] = [self.tree(above, content) for above, _, content in named]
+            same = f"{tags['stage']}:"
+            facts["inputs"] = [self.tree(a, content, left - a.startswith(same)) for a, _, content in named]
             facts |= {"config": config, "sources": sources(run)}
             self.trees[artifact, digest] = leaf(artifact, digest) | facts
         return self.trees[artifact, digest]

@@ -28,6 +28,10 @@ class Config(BaseModel):
         """
         return {}
 
+    def refs(self) -> dict[str, str]:
+        """The REF or folder in each field that names another artifact, from which this one is made too."""
+        return {}
+
 
 class Artifact(BaseModel):
     """One whole, verified folder: where it is, what its content is called, what was measured while it was made."""

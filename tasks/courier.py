@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt.errors import UserError
 from tasks.files import is_locked, locked
-from tasks.notes import NAME, experiment_tags, of_pipeline, of_stage, run_link
+from tasks.notes import NAME, experiment_tags, of_pipeline, of_stage, of_version, run_link
 from tasks.runtime import say
 
 if TYPE_CHECKING:
@@ -210,11 +210,13 @@ class Courier(threading.Thread):
         self.client.log_batch(run, points)
 
     def _do_note(self, event: Event, run: str) -> None:
-        """The parent's note."""
+        """The parent's note, and how much of it came from the cache."""
         rows, tags = [r for r in event["stages"] if r["id"] in self.state["runs"]], self.client.get_run(run).data.tags
         link, version = lambda row: self._link(self.state["runs"][row]), self.state.get("version", "")
         text = of_pipeline(rows, self._link(run), link, tags, version)
         self.client.set_tag(run, "mlflow.note.content", text)
+        hits = sum(row["cache"] == "hit" for row in event["stages"])
+        self.client.set_tag(run, "cache", f"{hits} of {len(event['stages'])} hit")
 
     def _do_register(self, event: Event, run: str) -> None:
         """One version of the registered model per release content; the latest run's is `challenger`."""
@@ -230,7 +232,7 @@ class Courier(threading.Thread):
         if not (version := versions.get(f"models:/{model}")):
             logged = self.client.get_logged_model(model)
             made, tags = logged.source_run_id, {"artifact.digest": event["digest"]}
-            about = f"Release `export:{logged.tags['artifact.key']}`, from [this run]({self._link(str(run))})."
+            about = of_version(f"export:{logged.tags['artifact.key']}", self._link(run))
             version = self.client.create_model_version(
                 NAME, f"models:/{model}", made, tags, description=about, model_id=model, await_creation_for=0
             )

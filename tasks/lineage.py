@@ -16,13 +16,16 @@ from typing import Any
 
 from tasks.artifacts import Artifact
 from tasks.manifest import DAMAGE, MANIFEST, read_manifest
+from tasks.measures import headline
 from tasks.picture import Box, Edge, draw
-from tasks.stage import Stage, headline
+from tasks.stage import Stage
 from tasks.tracking import flat
 
 Tree = dict[str, Any]
 SHOWN = 12
 """Sources of a stage that the picture names; the table has all."""
+EARLIER = 5
+"""Models to follow that each went on from the one before; a refresh every night makes a chain without end."""
 KINDS = dict.fromkeys(("pretrain", "sft", "prefer", "rl", "export"), "model") | {"evaluate": "scores"}
 """What a stage's box is coloured as; the others make data."""
 
@@ -36,7 +39,7 @@ def leaf(artifact: str, digest: str) -> Tree:
     return {"artifact": artifact, "digest": digest, **blank}
 
 
-def grown(store: Path, manifest: Mapping[str, Any], folder: Path, seen: dict[str, Tree]) -> Tree:
+def grown(store: Path, manifest: Mapping[str, Any], folder: Path, seen: dict[str, Tree], left: int = EARLIER) -> Tree:
     """The tree of one build; what is gone from the store is a leaf."""
     own = f"{manifest['stage']}:{manifest['key']}"
     if (at := f"{own}@{manifest['digest']}") not in seen:
@@ -44,18 +47,19 @@ def grown(store: Path, manifest: Mapping[str, Any], folder: Path, seen: dict[str
         noted = json.loads(file.read_text()) if file.exists() else []
         facts = {field: manifest[field] for field in ("created", "seconds")}
         facts |= {"run": manifest["tracking"].get("run", ""), "config": flat(manifest["config"])}
-        facts["headline"] = next((f"{name} {value}" for name, value in manifest["metrics"]), "")
-        facts["inputs"] = [found(store, seen, **named) for named in manifest["inputs"].values()]
+        facts["headline"] = headline(dict(manifest["metrics"]))
+        above = (manifest["inputs"] | manifest.get("origins", {})).values()
+        facts["inputs"] = [found(store, seen, left - (a["stage"] == manifest["stage"]), **a) for a in above]
         seen[at] = leaf(own, manifest["digest"]) | facts | {"sources": [source(s) for s in noted]}
     return seen[at]
 
 
-def found(store: Path, seen: dict[str, Tree], stage: str, key: str, digest: str) -> Tree:
-    """The tree of an artifact by its name and content."""
-    for file in sorted((store / stage / key).glob(f"[0-9]*/{MANIFEST}")):
+def found(store: Path, seen: dict[str, Tree], left: int, stage: str, key: str, digest: str) -> Tree:
+    """The tree of an artifact by its name and content; a leaf where none are left to follow."""
+    for file in sorted((store / stage / key).glob(f"[0-9]*/{MANIFEST}")) if left >= 0 else ():
         with suppress(*DAMAGE):
             if (manifest := read_manifest(file.parent))["digest"] == digest:
-                return grown(store, manifest, file.parent, seen)
+                return grown(store, manifest, file.parent, seen, left)
     return leaf(f"{stage}:{key}", digest)
 
 
@@ -63,7 +67,7 @@ def becoming(out: Path, inputs: list[Artifact]) -> Tree:
     """The tree of the artifact whose work folder this is: it has no digest yet."""
     seen, store = dict[str, Tree](), out.parents[2]
     tree = leaf(f"{out.parents[1].name}:{out.parent.name}", "")
-    return tree | {"inputs": [found(store, seen, a.stage, a.key, a.digest) for a in inputs]}
+    return tree | {"inputs": [found(store, seen, EARLIER, a.stage, a.key, a.digest) for a in inputs]}
 
 
 def source(noted: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,8 +101,9 @@ def page(tree: Tree) -> str:
     """The whole lineage as one HTML file."""
     known = nodes(tree)
     sources = [(node, s) for node in known.values() for s in node["sources"]]
-    facts = {"name": tree["artifact"], "artifacts": str(len(known)), "files": count(len(sources), "source")}
-    facts["documents"] = count(sum(s["documents"] for _, s in sources), "document")
+    files = {(s["path"], s["digest"]): s["documents"] for _, s in sources}  # an earlier model may have read them too
+    facts = {"name": tree["artifact"], "artifacts": str(len(known)), "files": count(len(files), "source")}
+    facts["documents"] = count(sum(files.values()), "document")
     facts = {name: escape(value) for name, value in facts.items()} | {"picture": picture(known)}
     facts["stages"] = "\n".join(map(stage_row, known.values()))
     facts["sources"] = "\n".join(source_row(node, s) for node, s in sources)
@@ -129,8 +134,8 @@ def frame(files: list[dict[str, Any]]) -> Box:
 def box(node: Tree) -> Box:
     """An artifact's box: stage, headline, key and content, when and how long."""
     stage, _, key = node["artifact"].partition(":")
-    made = f"made {when(node)} in {node['seconds']:,.0f} s" if node["created"] else "no longer in the store"
-    lines = [stage, fit(pretty(node), 33), f"{key} = {node['digest'][:12]}", made]
+    made = f"made {when(node)} in {node['seconds']:,.0f} s" if node["created"] else "its own lineage is not told here"
+    lines = [stage, fit(node["headline"], 33), f"{key} = {node['digest'][:12]}", made]
     lines = lines if node["digest"] else [stage, key, "this release"]
     return Box([line for line in lines if line], KINDS.get(stage, "data"), f"{stage}: {purpose(stage)}")
 
@@ -141,7 +146,7 @@ def stage_row(node: Tree) -> str:
     settings = ", ".join(f"{name} = {value}" for name, value in changed(node).items()) or "all default"
     made = f"{when(node)}, {node['seconds']:,.1f} s" if node["created"] else ""
     cells = [f"<b>{escape(stage)}</b><br>{escape(purpose(stage))}", f"<code>{escape(node['artifact'])}</code>"]
-    cells += [f"<code>{escape(node['digest'])}</code>", escape(made), escape(pretty(node)).replace("/", "/<wbr>")]
+    cells += [f"<code>{escape(node['digest'])}</code>", escape(made), escape(node["headline"]).replace("/", "/<wbr>")]
     cells.append(f"<code>{escape(settings)}</code>" if changed(node) else settings)
     return row(cells)
 
@@ -174,12 +179,6 @@ def changed(node: Tree) -> dict[str, str]:
     stage = stage_of(node["artifact"].partition(":")[0])
     usual = flat(stage.config_type().model_dump(mode="json")) if isinstance(stage, Stage) else {}
     return {name: value for name, value in node["config"].items() if usual.get(name) != value}
-
-
-def pretty(node: Tree) -> str:
-    """The headline as people read it."""
-    name, _, value = node["headline"].rpartition(" ")
-    return headline({name: float(value)}) if value else ""
 
 
 def when(node: Tree) -> str:

@@ -27,6 +27,11 @@ Named = tuple[str, str]
 """An artifact's stage and digest."""
 
 
+def headline(metrics: Metrics) -> str:
+    """A stage's first metric as `data/documents 9,880`."""
+    return next((f"{name} {value:,.{4 if value < 1e4 else 9}g}" for name, value in metrics.items()), "")
+
+
 def own(metrics: Metrics, inputs: Mapping[str, Artifact]) -> dict[str, Named]:
     """A trainer's metrics, each with the data that it learned from and that holds a part out."""
     data = [a for a in inputs.values() if not isinstance(a, Checkpoint | Tokenizer)]

@@ -11,9 +11,10 @@ NAME = "gptloom"
 """Of the experiment and of the registered model."""
 PAGE = "?workflowType=machine_learning"
 """Every link's end: a fresh browser would open MLflow's GenAI mode without it."""
-COLUMNS = ("metrics.`eval/bpb`", "metrics.`eval/arithmetic`", "metrics.`eval/pair_accuracy`", "metrics.`val/bpb`")
+SHOWN = ("eval/bpb", "eval/arithmetic", "eval/pair_accuracy", "val/bpb")
+"""Metrics that are columns of the board; more would need scrolling."""
 BOARD = {
-    "selectedColumns": ["tags.`stage`", "tags.`cache`", *COLUMNS],
+    "selectedColumns": ["tags.`cache`", *(f"metrics.`{name}`" for name in SHOWN)],
     "orderByKey": "attributes.start_time",
     "orderByAsc": False,
 }
@@ -33,23 +34,32 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     return {
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.sharedViewState.board": json.dumps(BOARD),
-        "mlflow.note.content": f"Every run of gptloom; [open the board]({board}) for its columns.",
+        "mlflow.note.content": f"Every run of gptloom; [show their scores]({board}) as columns, stages behind the +.",
     }
 
 
 def of_pipeline(stages: Sequence[Row], own: str, link: Callable[[str], str], tags: Row, version: str) -> str:
     """A parent's note: the run as a line of links to its stages, what made it, what came out, then a table."""
     links = [f"[{row['stage']}]({link(row['id'])})" for row in stages]
-    made = [f"Made by `{tags['mlflow.source.name']}`", *prefect(tags.get("prefect.url"))]
-    if version:
-        made.append(f"[where it comes from]({own.replace(PAGE, '/artifacts/lineage.html' + PAGE)})")
-        made.append(f"released as [{NAME}, version {version}](#/models/{NAME}/versions/{version}{PAGE})")
+    release = (
+        [f"[{NAME}, version {version}](#/models/{NAME}/versions/{version}{PAGE})", picture(own)] if version else []
+    )
+    made = [*release, *prefect(tags.get("prefect.url")), f"`{tags['mlflow.source.name']}`"]
     lines = [f"### {' → '.join(links)}", "", " · ".join(made), ""]
     lines += ["| stage | cache | artifact | headline |", "|---|---|---|---|"]
     for row, to in zip(stages, links, strict=True):
-        head = next((f"{k} {v:,.5g}" for k, v in row.get("metrics", {}).items()), "")
-        lines.append(f"| {to} | {row['cache']} | `{row['stage']}:{row['key']}` | {head} |")
+        lines.append(f"| {to} | {row['cache']} | `{row['stage']}:{row['key']}` | {row.get('headline', '')} |")
     return "\n".join(lines)[:7900]
+
+
+def of_version(artifact: str, pipeline: str) -> str:
+    """A registered version's description, to which the gate adds its outcome."""
+    return f"Release `{artifact}` of [this run]({pipeline}) · {picture(pipeline)}"
+
+
+def picture(pipeline: str) -> str:
+    """A link to the picture of a release's lineage, which lies with the pipeline's run."""
+    return f"[where it comes from]({pipeline.replace(PAGE, '/artifacts/lineage.html' + PAGE)})"
 
 
 def of_stage(inputs: Sequence[tuple[str, str]], task: str | None, pipeline: str) -> str:

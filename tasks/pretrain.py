@@ -31,6 +31,10 @@ class Pretrain(Training):
     init: str | None = None
     """Go on from this checkpoint (pretrain:KEY) or folder, of the same model and tokenizer; null starts untrained."""
 
+    def refs(self) -> dict[str, str]:
+        """The model that this one goes on from."""
+        return {"init": self.init} if self.init else {}
+
     def outside(self) -> dict[str, str]:
         """The content of the checkpoint that `init` names."""
         if not self.init:

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from gpt.errors import UserError
+from tasks import artifacts
 from tasks.artifacts import Artifact, Config, Metrics
 from tasks.flowrun import gpu_slot, in_flow_run, prefect_tags, show_stage, show_summary, transient
-from tasks.manifest import key_of
+from tasks.manifest import key_of, read_manifest
+from tasks.measures import headline
 from tasks.runtime import Runtime, running, say
-from tasks.store import Store, building, default_store, part_figures
+from tasks.store import Store, building, default_store, folder_of, part_figures
 from tasks.tracking import Child, Tracker
 
 P = ParamSpec("P")
@@ -131,7 +133,7 @@ class Session:
             at = building(self.store, stage.name, stage.version)
             with running(stage.name, self.runtime), at, disk_full(stage.name):
                 result.key, outside = stage.identify(config, inputs)
-                child.start(result.key, config, inputs, prefect_tags())
+                child.start(result.key, config, {**inputs, **origins(config)}, prefect_tags())
                 fill = functools.partial(self._fill, stage, config, inputs, outside, child)
                 force = stage.name in self.force
                 found = self.store.build(stage.name, result.key, fill, force=force, resumes=stage.trains)
@@ -167,7 +169,8 @@ class Session:
             "type": stage.kind.__name__,
             "config": config.model_dump(mode="json"),
             "outside": outside,
-            "inputs": {n: {"stage": a.stage, "key": a.key, "digest": a.digest} for n, a in inputs.items()},
+            "inputs": noted(inputs),
+            "origins": noted(origins(config)),
             "metrics": [[name, round(float(value), 6)] for name, value in metrics.items()],  # in their order
             "tracking": child.ids,
             "seconds": round(time.monotonic() - start, 3),
@@ -184,9 +187,19 @@ def load(kind: type[A], path: Path, manifest: Mapping[str, Any]) -> A:
     return kind(path=path, metrics=dict(manifest["metrics"]), **named)
 
 
-def headline(metrics: Metrics) -> str:
-    """The first metric as `data/documents 9,880`."""
-    return next((f"{name} {value:,.{4 if value < 1e4 else 9}g}" for name, value in metrics.items()), "")
+def origins(config: Config) -> dict[str, Artifact]:
+    """The artifacts of this store that settings name, by the setting: lineage goes on in them."""
+    root, named = (
+        default_store().root.resolve(),
+        {name: folder_of(ref).resolve() for name, ref in config.refs().items()},
+    )
+    found = {name: (folder, read_manifest(folder)) for name, folder in named.items() if folder.is_relative_to(root)}
+    return {name: load(getattr(artifacts, made["type"]), folder, made) for name, (folder, made) in found.items()}
+
+
+def noted(given: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:
+    """Artifacts as a manifest names them."""
+    return {name: {"stage": a.stage, "key": a.key, "digest": a.digest} for name, a in given.items()}
 
 
 def blank(stage: Stage) -> Artifact:

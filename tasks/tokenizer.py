@@ -45,6 +45,10 @@ class Vocabulary(Config):
             raise ValueError("vocab_size and sample_mb are for a bpe trained here; drop them, or drop name and ref")
         return self
 
+    def refs(self) -> dict[str, str]:
+        """The tokenizer that this one repeats."""
+        return {"ref": self.ref} if self.ref else {}
+
     def outside(self) -> dict[str, str]:
         """The content of the tokenizer that `ref` names (what OpenAI's names mean, tiktoken checks by sha256)."""
         return {"ref": Loaded.load(_folder(self.ref)).digest} if self.ref else {}

@@ -19,7 +19,7 @@ from tasks.artifacts import Artifact, Checkpoint, Config, Release, Scores
 from tasks.courier import Courier, now_ms
 from tasks.files import locked
 from tasks.manifest import key_of
-from tasks.measures import Named, examined, own
+from tasks.measures import Named, examined, headline, own
 from tasks.runtime import say
 
 HEADLINE = ("evaluate", "export")
@@ -114,7 +114,7 @@ class Child:
     def finish(self, artifact: Artifact, manifest: Mapping[str, Any], hit: bool) -> None:
         """Record the output, its source files and its metrics; a hit points to the run that made it."""
         cache, log, made = "hit" if hit else "miss", artifact.path / "logs", manifest["tracking"].get("run", "")
-        self.row |= {"cache": cache, "digest": artifact.digest, "metrics": artifact.metrics}
+        self.row |= {"cache": cache, "digest": artifact.digest, "headline": headline(artifact.metrics)}
         noted = json.loads((log / "sources.json").read_text()) if (log / "sources.json").exists() else []
         sources = [describe_source(source) for source in noted]
         if not hit:
@@ -123,8 +123,11 @@ class Child:
         if sources or self.stage in HEADLINE:
             more = {"metrics": artifact.metrics if self.stage in HEADLINE else {}, "files": [str(page)]}
             self.tracker.event("log", id=self.tracker.id, things=sources, **more)
-        first = next((f"{name} {value}" for name, value in artifact.metrics.items()), "")
-        tags = {"cache": cache, f"artifact.out.{self.stage}": artifact.digest, "artifact.headline": first}
+        tags = {
+            "cache": cache,
+            f"artifact.out.{self.stage}": artifact.digest,
+            "artifact.headline": self.row["headline"],
+        }
         tags |= {f"artifact.{name}": str(manifest[name]) for name in ("created", "seconds")}
         more = {"report": str(artifact.path / "report")} | ({"maker": made, "note": self.note} if hit else {})
         things = [*sources, {**describe(artifact, "output"), "config": flat(manifest["config"])}]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flows.lineage import as_text, from_store, write_page
 from gpt.errors import UserError
-from tasks.lineage import changed, nodes, page
+from tasks.lineage import EARLIER, changed, nodes, page
 from tasks.picture import WIDTH, Box, arrange, draw
 from tasks.store import Store
 
@@ -22,7 +22,7 @@ SOURCES = [
 
 
 def node(artifact, *inputs, sources=(), config=None):
-    facts = {"run": "", "created": "2026-11-21T10:54:05+00:00", "seconds": 3.0, "headline": "data/documents 6564.0"}
+    facts = {"run": "", "created": "2026-11-21T10:54:05+00:00", "seconds": 3.0, "headline": "data/documents 6,564"}
     digest = f"{sum(map(ord, artifact)):064x}"
     made = {"config": config or {}, "sources": list(sources), "inputs": list(inputs)}
     return {"artifact": artifact, "digest": digest, **facts, **made}
@@ -123,8 +123,23 @@ def test_an_input_that_is_gone_from_the_store_is_a_leaf_that_says_so(tmp_path):
     store.build("export", "0123", fill)
     tree = from_store(store, "export")
     assert [above["artifact"] for above in tree["inputs"]] == ["rl:ffff"]
-    assert "no longer in the store" in page(tree)
+    assert "its own lineage is not told here" in page(tree)
     assert "rl:ffff  999999999999" in as_text(tree)
+
+
+def test_a_chain_of_models_that_went_on_from_each_other_is_followed_a_few_models_back(tmp_path):
+    facts = {"created": "2026-11-21T10:54:05+00:00", "seconds": 1.0, "config": {}, "tracking": {}, "metrics": []}
+    store, before = Store(tmp_path / "store"), {}
+    for night in range(12):
+
+        def fill(work, night=night, before=before):
+            (work / "model").write_text(str(night))
+            return {"type": "Checkpoint", "inputs": {}, "origins": before, **facts}
+
+        made = store.build("pretrain", f"{night:04}", fill)[1]
+        before = {"init": {name: made[name] for name in ("stage", "key", "digest")}}
+    known = [each["artifact"] for each in nodes(from_store(store, "pretrain:0011")).values()]
+    assert known == [f"pretrain:{night:04}" for night in range(11 - EARLIER - 1, 12)]
 
 
 def test_a_page_that_cannot_be_written_is_one_clear_line(tmp_path, tree):

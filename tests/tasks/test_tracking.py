@@ -44,6 +44,11 @@ class Steps(Config):
     """Points."""
     pause_s: float = 0.0
     """Between points."""
+    init: str | None = None
+    """The model that it goes on from."""
+
+    def refs(self) -> dict[str, str]:
+        return {"init": self.init} if self.init else {}
 
 
 @stage(Corpus, version="1")
@@ -84,10 +89,10 @@ def export(out: Path, config: Config, model: Checkpoint) -> Metrics:
     return {"eval/bpb": 2.5}
 
 
-def weave(uri, store, steps=20, pause_s=0.0, **source):
+def weave(uri, store, steps=20, pause_s=0.0, init=None, **source):
     session = Session(Store(store))
     with opened("toy", {"a": {"b": 1}}, session, uri):
-        export(Config(), pretrain(Steps(steps=steps, pause_s=pause_s), ingest(Source(**source))))
+        export(Config(), pretrain(Steps(steps=steps, pause_s=pause_s, init=init), ingest(Source(**source))))
     return session
 
 
@@ -194,7 +199,7 @@ def test_notes_lead_upstream_to_the_command_to_prefect_and_to_the_release(mlflow
     assert "[its run in Prefect](http://prefect/runs/flow-run/1)" in note
     assert "From its sources" in stages["ingest"].data.tags["mlflow.note.content"]
     about = parent.data.tags["mlflow.note.content"]
-    assert f"Made by `{parent.data.tags['mlflow.source.name']}`" in about
+    assert f"`{parent.data.tags['mlflow.source.name']}`" in about
     assert "[its run in Prefect](http://prefect/runs/flow-run/1)" in about
     version = client.get_model_version_by_alias("gptloom", "challenger").version
     assert f"[gptloom, version {version}](#/models/gptloom/versions/{version}?workflowType" in about
@@ -232,7 +237,7 @@ def test_a_models_page_has_its_final_metrics_with_the_data_and_never_every_step(
 def test_the_experiment_has_a_board_and_a_note_and_gets_them_back(mlflow, client, tmp_path):
     weave(mlflow.server.url, tmp_path / "store")
     tags = client.get_experiment("1").tags
-    assert json.loads(tags["mlflow.sharedViewState.board"])["selectedColumns"][2] == "metrics.`eval/bpb`"
+    assert json.loads(tags["mlflow.sharedViewState.board"])["selectedColumns"][1] == "metrics.`eval/bpb`"
     assert "(#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=board)" in tags["mlflow.note.content"]
     client.set_experiment_tag("1", "mlflow.sharedViewState.board", "{}")
     weave(mlflow.server.url, tmp_path / "store")
@@ -258,6 +263,22 @@ def test_the_walk_is_the_stores_tree_with_every_source_file_although_the_store_m
     }
     assert without_runs(walked) == without_runs(tree)
     assert "source /data/19/x.txt" in as_text(walked)
+
+
+def test_a_model_that_went_on_from_an_earlier_one_leads_to_what_that_one_learned_from(mlflow, client, tmp_path):
+    first = weave(mlflow.server.url, tmp_path / "store", text="first", files=2)
+    made = first.results["pretrain"]
+    session = weave(mlflow.server.url, tmp_path / "store", text="second", init=f"pretrain:{made.key}")
+    tree = from_store(Store(tmp_path / "store"), f"export:{session.results['export'].key}")
+    walked = from_mlflow("models:/gptloom@challenger", mlflow.server.url)
+    assert without_runs(walked) == without_runs(tree)
+    corpus, earlier = walked["inputs"][0]["inputs"]
+    assert (earlier["artifact"], earlier["digest"]) == (f"pretrain:{made.key}", made.digest)
+    assert [len(node["sources"]) for node in (corpus, earlier["inputs"][0])] == [1, 2]
+    run = children(client, run_id(session))["pretrain"]
+    assert len(run.inputs.model_inputs) == 1, "the earlier model stands among its inputs"
+    link = rf"\[pretrain:{made.key}\]\(#/experiments/1/runs/{children(client, run_id(first))['pretrain'].info.run_id}"
+    assert re.search(link, run.data.tags["mlflow.note.content"])
 
 
 def without_runs(tree):
