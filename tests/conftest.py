@@ -7,6 +7,7 @@ import random
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.request import Request, urlopen
 
 import pytest
@@ -15,13 +16,13 @@ from flows.settings import authorization
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path, monkeypatch):
-    """Every test has its own store, its own servers' home and no tracking server."""
-    monkeypatch.setenv("GPTLOOM_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path / "home"))
+def isolated(tmp_path):
+    """Every test has its own store, its own servers' home and no tracking server; what it sets ends with it."""
     logging.getLogger("gptloom").handlers = []
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    with patch.dict(os.environ, GPTLOOM_STORE=str(tmp_path / "store"), GPTLOOM_HOME=str(tmp_path / "home")):
+        for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+            os.environ.pop(name, None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,9 @@
 """Prefect's pages as a person uses them: fill a form by its labels, press buttons, wait for what is shown.
 
-In: a Playwright page and the server's address. Chromium comes from the machine (`apt install chromium`).
+In: a Playwright page and labels. Out: what a press led to.
 """
 
 import re
-import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
-
-import pytest
-
-
-@contextmanager
-def chromium(width: int = 1280, height: int = 900) -> Generator:
-    """A page of a headless browser; skips where the machine has none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]' brings it")
-    if not (path := shutil.which("chromium")):
-        pytest.skip("no chromium on this machine: apt install chromium")
-    with playwright.sync_playwright() as drivers:
-        browser = drivers.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": width, "height": height})
-        browser.close()
 
 
 def field(within, label: str):

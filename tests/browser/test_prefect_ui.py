@@ -12,10 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import servers
-
 sys.path.insert(0, str(Path(__file__).parent))
-from pages import chromium, fill, submit
+from pages import fill, submit
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = {
@@ -29,26 +27,8 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory):
-    """Prefect's server with all deployments, MLflow's, and a worker."""
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("browser")
-        patch.setenv("GPTLOOM_HOME", str(home))
-        patch.setenv("GPTLOOM_STORE", str(home / "store"))
-        yield servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)})
-        patch.setenv("GPTLOOM_HOME", str(home))
-        servers.down()
-
-
-@pytest.fixture(scope="module")
 def prefect(services):
     return services["prefect"].url
-
-
-@pytest.fixture(scope="module")
-def page():
-    with chromium(height=1000) as opened:
-        yield opened
 
 
 def ask(url, path, **body):

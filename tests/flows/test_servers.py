@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from flows import servers
 from flows.lineage import from_mlflow
 from flows.recipe import presets
 from flows.run import known_stages
-from flows.settings import Settings
+from flows.settings import Settings, authorization, credentials
 from gpt.errors import UserError
 
 pytestmark = pytest.mark.server
@@ -29,7 +30,7 @@ def up(tmp_path_factory):
         home = tmp_path_factory.mktemp("servers")
         patch.setenv("GPTLOOM_HOME", str(home))
         patch.setenv("GPTLOOM_STORE", str(home / "store"))
-        running = servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)})
+        running = servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)}, auth=True)
         yield home, running
         patch.setenv("GPTLOOM_HOME", str(home))
         servers.down()
@@ -41,13 +42,6 @@ def at_home(up, monkeypatch):
     return up[1]
 
 
-def ask(server, path, **body):
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(server.url + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
-
-
 def gptloom(recipe, store, *switches):
     command = [sys.executable, "-m", "flows.cli", "run", str(recipe), "--store", str(store), "--json", *switches]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
@@ -56,24 +50,62 @@ def gptloom(recipe, store, *switches):
 
 
 @pytest.mark.timeout(400)
-def test_a_run_is_a_prefect_flow_and_a_rerun_shows_cached_with_its_lineage_in_mlflow(at_home, tiny_recipe, tmp_path):
+def test_a_run_is_a_prefect_flow_and_a_rerun_shows_cached_with_its_lineage_in_mlflow(
+    at_home, prefect_api, tiny_recipe, tmp_path
+):
+    prefect = prefect_api(at_home["prefect"].url)
     first = gptloom(tiny_recipe, tmp_path / "store")
     again = gptloom(tiny_recipe, tmp_path / "store")
     assert {s["cache"] for s in again["stages"]} == {"hit", "absent"}
     assert [s["digest"] for s in again["stages"]] == [s["digest"] for s in first["stages"]]
-    flows = ask(at_home["prefect"], "/api/flow_runs/filter", sort="START_TIME_ASC")
+    flows = prefect.ask("/flow_runs/filter", sort="START_TIME_ASC")
     assert [(run["name"], run["state"]["name"]) for run in flows] == [("tiny", "Completed")] * 2
-    tasks = ask(at_home["prefect"], "/api/task_runs/filter", flow_runs={"id": {"any_": [flows[1]["id"]]}})
+    tasks = prefect.ask("/task_runs/filter", flow_runs={"id": {"any_": [flows[1]["id"]]}})
     assert {task["name"] for task in tasks} == set(known_stages()) - {"filter"}
     assert {task["state"]["name"] for task in tasks} == {"Cached"}
     inputs = {task["name"]: {i["id"] for port in task["task_inputs"].values() for i in port} for task in tasks}
     ids = {task["name"]: task["id"] for task in tasks}
     assert inputs["shard"] == {ids["dedup"], ids["tokenizer"]}, "the UI draws its arrows from these"
     (tmp_path / "store").rename(tmp_path / "gone")
-    tree = from_mlflow("models:/gptloom@challenger", at_home["mlflow"].url)
+    tree = from_mlflow("models:/gptloom@challenger", servers.tracking())
     text = json.dumps(tree)
     assert all(f'"{stage}:' in text for stage in ("export", "sft", "pretrain", "shard", "dedup", "ingest", "chats"))
     assert "docs.jsonl" in text
+    home = Path(os.environ["GPTLOOM_HOME"])
+    secrets = [credentials()[name].encode() for name in ("password", "key")]
+    files = [file for root in (home, tmp_path / "gone") for file in root.rglob("*") if file.is_file()]
+    told = [file for file in files if any(secret in file.read_bytes() for secret in secrets)]
+    assert told == [home / "auth.json"], "no log, parameter or artifact holds a secret"
+    assert told[0].stat().st_mode & 0o777 == 0o600
+
+
+DATA = [
+    ("prefect", "/api/work_pools/gptloom", None),
+    ("prefect", "/api/admin/settings", None),
+    ("mlflow", "/api/2.0/mlflow/experiments/search?max_results=1", None),
+    ("mlflow", "/api/2.0/mlflow/runs/search", b'{"experiment_ids": ["0"]}'),
+    ("mlflow", "/ajax-api/2.0/mlflow/experiments/get?experiment_id=0", None),
+    ("mlflow", "/get-artifact?path=x&run_uuid=y", None),
+]
+
+
+@pytest.mark.parametrize(("server", "path", "body"), DATA)
+def test_nobody_gets_data_without_the_password_or_from_a_foreign_page(at_home, server, path, body):
+    own = {"Content-Type": "application/json"}
+    assert refusal(at_home[server], path, body, own) == 401
+    own |= authorization()
+    for foreign in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+        assert refusal(at_home[server], path, body, own | foreign) == 403
+    assert refusal(at_home[server], path, body, own) not in (401, 403)
+
+
+def refusal(server, path, body, headers):
+    """The status of an answer."""
+    try:
+        with urlopen(Request(server.url + path, body, headers), timeout=10) as answer:
+            return answer.status
+    except HTTPError as error:
+        return error.code
 
 
 def test_up_twice_starts_nothing_new(at_home):
@@ -109,7 +141,7 @@ def test_a_service_knows_its_pid_even_if_up_is_killed_right_after_it_started_it(
 
 def test_a_server_that_runs_elsewhere_than_at_the_given_port_is_refused(at_home):
     refusal = r"prefect already runs at .*; stop it with `gptloom down`, or name nothing else"
-    for other in ({"ports": {"prefect": 1}}, {"ports": {}, "auth": True}, {"ports": {}, "store": Path("/elsewhere")}):
+    for other in ({"ports": {"prefect": 1}}, {"ports": {}, "auth": False}, {"ports": {}, "store": Path("/elsewhere")}):
         with pytest.raises(UserError, match=refusal):
             servers.up(**other)
     port = int(at_home["prefect"].url.rsplit(":", 1)[1])

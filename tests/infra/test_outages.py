@@ -36,9 +36,6 @@ def stack(new_postgres, tmp_path_factory):
 
 @pytest.fixture
 def at_home(stack, monkeypatch):
-    """What connects to the stack by the environment does so only during the test."""
-    for name in ("PREFECT_HOME", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GPTLOOM_HOME", str(stack[0]))
     monkeypatch.setenv("GPTLOOM_STORE", str(stack[0] / "store"))
     return stack
@@ -118,7 +115,7 @@ def test_no_secret_is_in_a_log_a_parameter_or_an_artifact(at_home, prefect_api, 
     assert prefect.finished(prefect.start("pipeline", recipe=settings(tiny_recipe, 9))) == "Completed"
     hidden = {**credentials(), "database": make_url(url).password}
     secrets = [str(hidden[name]).encode() for name in ("password", "key", "database")]
-    private = {home / "auth.json", home / "servers.json"}
+    private = {home / name for name in ("auth.json", "auth.ini", "servers.json")}
     assert {file.stat().st_mode & 0o777 for file in private} == {0o600}
     files = [file for file in home.rglob("*") if file.is_file() and file not in private]
     assert [file for file in files if any(secret in file.read_bytes() for secret in secrets)] == []
