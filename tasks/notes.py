@@ -1,6 +1,7 @@
 """What people read in MLflow besides numbers: the notes of runs, with live links, and the board's columns.
 
-In: rows of stages and a function from a run to its link. Out: Markdown, which MLflow folds after five lines.
+In: rows of stages and a function from a run to its link. Out: Markdown, which MLflow folds after 100 pixels; of these
+it covers 60, so that until one presses "Show more" only the links of the first two lines can be pressed.
 """
 
 import json
@@ -39,13 +40,12 @@ def experiment_tags(experiment: str) -> dict[str, str]:
 
 
 def of_pipeline(stages: Sequence[Row], own: str, link: Callable[[str], str], tags: Row, version: str) -> str:
-    """A parent's note: the run as a line of links to its stages, what made it, what came out, then a table."""
+    """A parent's note: what came out and what made it, the run as a line of links to its stages, then a table."""
     links = [f"[{row['stage']}]({link(row['id'])})" for row in stages]
-    release = (
-        [f"[{NAME}, version {version}](#/models/{NAME}/versions/{version}{PAGE})", picture(own)] if version else []
-    )
-    made = [*release, *prefect(tags.get("prefect.url")), f"`{tags['mlflow.source.name']}`"]
-    lines = [f"### {' → '.join(links)}", "", " · ".join(made), ""]
+    release = f"[{NAME}, version {version}](#/models/{NAME}/versions/{version}{PAGE})"
+    origin = [release, picture(own)] if version else []
+    made = [*origin, *prefect(tags.get("prefect.url")), f"`{tags['mlflow.source.name']}`"]
+    lines = [" · ".join(made) + "  ", " → ".join(links), ""]  # two blanks break the line without a gap
     lines += ["| stage | cache | artifact | headline |", "|---|---|---|---|"]
     for row, to in zip(stages, links, strict=True):
         lines.append(f"| {to} | {row['cache']} | `{row['stage']}:{row['key']}` | {row.get('headline', '')} |")
