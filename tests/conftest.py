@@ -77,8 +77,8 @@ class Prefect:
 
     def ask(self, path: str, **body: Any) -> Any:
         """The answer of one route; a body makes it a POST."""
-        data = json.dumps(body).encode() if body else None
-        with urlopen(Request(f"{self.url}/api{path}", data, self.headers), timeout=20) as answer:
+        request = Request(f"{self.url}/api{path}", json.dumps(body).encode() if body else None, self.headers)
+        with urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def start(self, name: str, **parameters: Any) -> str:

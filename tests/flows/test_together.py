@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def stack(tmp_path, monkeypatch):
-    """Services on SQLite, for this test's home and store."""
+    """Services on SQLite, for this test's home and store; Prefect tells of each request that it has to refuse."""
+    monkeypatch.setenv("PREFECT_SERVER_LOG_RETRYABLE_ERRORS", "true")
     yield servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)}, store=tmp_path / "store")
     servers.down()
 
