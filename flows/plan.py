@@ -19,7 +19,13 @@ import psutil
 from flows.pipeline import Recipe
 from gpt.config import ModelConfig
 from gpt.errors import UserError
+from tasks.chats import Conversations
+from tasks.pairs import Preferences
+from tasks.prefer import Prefer
+from tasks.prompts import Problems
+from tasks.rl import Rl
 from tasks.runtime import say
+from tasks.sft import Sft
 from tasks.sources import find
 
 PEAK_TFLOPS = {"A100": 312, "L40S": 362, "H100": 989, "H200": 989, "B200": 2250, "RTX4090": 165}
@@ -29,18 +35,26 @@ GPU_SHARE = 0.4
 BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.9, "characters": 1.0}
 """English prose and code; other scripts take more tokens."""
 VOCABULARY = {"gpt2": 50_261, "cl100k_base": 100_281, "o200k_base": 200_023, "characters": 400}
-SECONDS_PER_MB = {"ingest": 0.7, "filter": 0.15, "dedup": 0.2, "tokenizer": 0.15, "shard": 0.07}
-"""Of source text, on two cores, measured on the demo's 8 MB, processes' start included."""
-TALK_S = {"chats": 3.0, "pairs": 3.0, "prompts": 0.1}
-"""Of the built-in talk."""
-START_S, EXPORT_S, FLOW_BYTES = 4.0, 4.5, 400_000_000
-"""A child's imports; a release's check with transformers; what the flow itself holds beside its child."""
+PER_MB_S = {"ingest": 0.6, "filter": 0.15, "dedup": 0.2, "tokenizer": 0.15, "shard": 0.07}
+"""Seconds a MB of source text, on two cores, as measured on the demo's 8 MB, processes' start included."""
+TALK_S, START_S, EXPORT_S, FLOW_BYTES = 3.0, 4.0, 4.5, 400_000_000
+"""Making the built-in talk; a child's imports; a release's check; what the flow holds beside its child."""
+ROW, PAIR, REPLY = 0.5, 0.6, 0.4
+"""How long talk is, measured on the built-in kind: a batch's longest conversation and its longest answer to a pair by
+the most that are allowed, a reply by the most tokens that it may have."""
 PAIRS = 2540
 HELD_OUT = {"questions": 200, "replies": 210, "pairs": 366, "problems": 588}
 """Pairs, and held-out rows of each kind, that the built-in talk has; own data may have more."""
-ROW, PAIR, REPLY = 0.5, 0.6, 0.4
-"""How long talk is, as measured on the built-in kind: a batch's longest conversation and its longest answer to a pair
-by the most that are allowed, a reply by the most tokens that it may have."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds whatever the machine, and tokens to train on, to read, and to sample."""
+
+    fixed_s: float
+    train: float = 0
+    read: float = 0
+    sample: float = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,10 @@ class Rates:
     sample_s: float
     peak_bytes: float
     where: str
+
+    def seconds(self, work: Work) -> float:
+        """How long a stage takes."""
+        return work.fixed_s + work.train * self.train_s + work.read * self.read_s + work.sample * self.sample_s
 
 
 def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
@@ -66,10 +84,10 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     about = f"{model.family}, depth {model.depth}, width {model.width}"
     yield f"model      {(matrices + vectors) / 1e6:,.2f} M parameters ({about})"
     per_token = 6 * matrices + 12 * model.depth * model.width * model.context  # forward and backward
-    seconds = dict(stages(recipe, size, rates))
-    for stage, cost in seconds.items():
-        yield f"{stage:<10} {span(cost):>9}{training(recipe, stage, tokens, per_token)}"
-    yield f"total      {span(sum(seconds.values())):>9}  on {rates.where}"
+    todo = works(recipe, size)
+    for stage, work in todo.items():
+        yield f"{stage:<10} {span(rates.seconds(work)):>8}{training(recipe, stage, work.train, per_token, tokens)}"
+    yield f"total      {span(sum(map(rates.seconds, todo.values()))):>8}  on {rates.where}"
     yield f"memory     {(rates.peak_bytes + FLOW_BYTES) / 1e9:,.2f} GB"
     weights = (matrices + vectors) * 4
     trained = sum(getattr(recipe, stage) is not None for stage in ("pretrain", "sft", "prefer", "rl"))
@@ -78,60 +96,47 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     yield f"disk       {kept / 1e9:,.2f} GB in the store, {working / 1e9:,.2f} GB more while training"
 
 
-def training(recipe: Recipe, stage: str, tokens: float, per_token: float) -> str:
-    """What the training stages do in that time."""
-    if stage not in ("pretrain", "sft", "prefer", "rl"):
-        return ""
-    config, context = getattr(recipe, stage), recipe.pretrain.model.context
-    rows = config.batch * {"prefer": 2, "rl": recipe.rl.group if recipe.rl else 1}.get(stage, 1)
-    trained = config.steps * rows * context
-    epochs = f" ({trained / tokens:.1f} times the corpus)" if stage == "pretrain" else " at most"
-    told = f"{config.steps:,} steps x {rows} x {context} = {trained / 1e6:,.2f} M tokens{epochs}"
-    return f"  {told}, {per_token * trained:.2e} FLOPs"
+def training(recipe: Recipe, stage: str, trained: float, per_token: float, corpus: float) -> str:
+    """What a training stage does in its time; nothing of another one."""
+    epochs = f" ({trained / corpus:.1f} times the corpus)" if stage == "pretrain" else ""
+    told = f"{trained / 1e6:,.2f} M tokens{epochs}, {per_token * trained:.1e} FLOPs"
+    return f"  {getattr(recipe, stage).steps:,} steps, {told}" if trained else ""
 
 
-def stages(recipe: Recipe, size: float, rates: Rates) -> Iterator[tuple[str, float]]:
-    """(stage, seconds) of every stage of the recipe, in order."""
-    r, context = recipe, recipe.pretrain.model.context
-    for stage, per_mb in SECONDS_PER_MB.items():
-        if getattr(r, stage):
-            yield stage, per_mb * size / 1e6
-    p = r.pretrain
-    measures = p.steps // p.eval_every + 2
-    tokens = context * (p.steps * p.batch * rates.train_s + measures * p.eval_windows * rates.read_s)
-    yield "pretrain", START_S + tokens
-    talk = ROW * min(context, r.chats.max_tokens if r.chats else context)
-    pair = PAIR * min(context, r.pairs.max_tokens if r.pairs else context)
-    if r.chats:
-        yield "chats", TALK_S["chats"]
-    if r.sft:
-        yield "sft", START_S + talk * r.sft.steps * r.sft.batch * rates.train_s
-    if r.pairs:
-        yield "pairs", TALK_S["pairs"]
-    if r.prefer:
-        learn = 2 * r.prefer.steps * r.prefer.batch * rates.train_s
-        yield "prefer", START_S + pair * (learn + 2 * PAIRS * rates.read_s)  # the reference reads every pair once
-    if r.prompts:
-        yield "prompts", TALK_S["prompts"]
-    if r.rl:
-        asked = ROW / 2 * min(context, r.prompts.max_tokens if r.prompts else context)
-        said, rows = REPLY * r.rl.max_new_tokens, r.rl.steps * r.rl.batch * r.rl.group
-        learn = (asked + said) * (rates.train_s + (rates.read_s if r.rl.beta else 0))
-        yield "rl", START_S + rows * (said * rates.sample_s + learn)
-    yield "evaluate", START_S + evaluation(recipe, talk, pair, rates)
-    yield "export", EXPORT_S
+def works(recipe: Recipe, size: float) -> dict[str, Work]:
+    """What each stage of the recipe does, in order; talk is taken to be like the built-in kind."""
+    p, context, r = recipe.pretrain, recipe.pretrain.model.context, recipe
+    sft, prefer, rl = r.sft or Sft(), r.prefer or Prefer(), r.rl or Rl()
+    talk = ROW * min(context, (r.chats or Conversations()).max_tokens)
+    pair = PAIR * min(context, (r.pairs or Preferences()).max_tokens)
+    asked, said = ROW / 2 * min(context, (r.prompts or Problems()).max_tokens), REPLY * rl.max_new_tokens
+    answers = rl.steps * rl.batch * rl.group
+    held_out = (p.steps // p.eval_every + 2) * p.eval_windows
+    every = {stage: Work(per_mb * size / 1e6) for stage, per_mb in PER_MB_S.items()} | {
+        "pretrain": Work(START_S, p.steps * p.batch * context, held_out * context),
+        "chats": Work(TALK_S),
+        "sft": Work(START_S, sft.steps * sft.batch * talk),
+        "pairs": Work(TALK_S),
+        "prefer": Work(START_S, 2 * prefer.steps * prefer.batch * pair, 2 * PAIRS * pair),  # the reference reads each
+        "prompts": Work(0.0),
+        "rl": Work(START_S, answers * (asked + said), answers * (asked + said) * bool(rl.beta), answers * said),
+        "evaluate": examination(recipe, talk, pair),
+        "export": Work(EXPORT_S),
+    }
+    return {stage: work for stage, work in every.items() if getattr(recipe, stage)}
 
 
-def evaluation(recipe: Recipe, talk: float, pair: float, rates: Rates) -> float:
-    """Seconds of the exams of every model, and of the untrained one's reading."""
-    e, models = recipe.evaluate, 1 + sum(stage is not None for stage in (recipe.sft, recipe.prefer, recipe.rl))
-    read = e.tokens * (1 + 1 / models)
-    asked = {kind: min(getattr(e, kind, count), count) for kind, count in HELD_OUT.items()}
-    read += 4 * asked["questions"] * talk if recipe.chats else 0  # four answers to choose from
-    read += 2 * asked["pairs"] * pair if recipe.pairs else 0
-    said = REPLY * asked["replies"] * e.reply_tokens if recipe.chats else 0
-    said += REPLY * asked["problems"] * e.answer_tokens if recipe.prompts else 0
-    return models * (read * rates.read_s + said * rates.sample_s)
+def examination(recipe: Recipe, talk: float, pair: float) -> Work:
+    """The exams of every model; an untrained one reads too."""
+    e, models = (
+        recipe.evaluate,
+        sum(stage is not None for stage in (recipe.pretrain, recipe.sft, recipe.prefer, recipe.rl)),
+    )
+    n = {kind: min(getattr(e, kind, count), count) for kind, count in HELD_OUT.items()}
+    chats, pairs, problems = bool(recipe.chats), bool(recipe.pairs), bool(recipe.prompts)
+    read = e.tokens * (1 + 1 / models) + chats * 4 * n["questions"] * talk + pairs * 2 * n["pairs"] * pair
+    said = REPLY * (chats * n["replies"] * e.reply_tokens + problems * n["problems"] * e.answer_tokens)
+    return Work(START_S, 0, models * read, models * said)
 
 
 def measured(recipe: Recipe, vocab: int) -> Rates:
