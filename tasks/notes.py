@@ -40,12 +40,12 @@ def experiment_tags(experiment: str) -> dict[str, str]:
 
 
 def of_pipeline(stages: Sequence[Row], own: str, link: Callable[[str], str], tags: Row, version: str) -> str:
-    """A parent's note: what came out and what made it, the run as a line of links to its stages, then a table."""
+    """A parent's note: its release and its run in Prefect, a line of links to its stages, its command, a table."""
     links = [f"[{row['stage']}]({link(row['id'])})" for row in stages]
     release = f"[{NAME}, version {version}](#/models/{NAME}/versions/{version}{PAGE})"
-    origin = [release, picture(own)] if version else []
-    made = [*origin, *prefect(tags.get("prefect.url")), f"`{tags['mlflow.source.name']}`"]
-    lines = [" · ".join(made) + "  ", " → ".join(links), ""]  # two blanks break the line without a gap
+    around = [*([release, picture(own)] if version else []), *prefect(tags.get("prefect.url"))]
+    head = [" · ".join(around), " → ".join(links), f"`{tags['mlflow.source.name']}`"]
+    lines = ["  \n".join(filter(None, head)), ""]  # two blanks break a line without a gap
     lines += ["| stage | cache | artifact | headline |", "|---|---|---|---|"]
     for row, to in zip(stages, links, strict=True):
         lines.append(f"| {to} | {row['cache']} | `{row['stage']}:{row['key']}` | {row.get('headline', '')} |")
