@@ -3,10 +3,8 @@
 The services are real; the recipe is tiny because a browser test is about what people press, not about training.
 """
 
-import json
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -27,34 +25,17 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def prefect(services):
-    return services["prefect"].url
-
-
-def ask(url, path, **body):
-    data = json.dumps(body).encode() if body else None
-    request = urllib.request.Request(f"{url}/api{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
+def prefect(services, prefect_api):
+    return prefect_api(services["prefect"].url)
 
 
 def form(page, prefect, name):
     """Open a deployment's form the way a person does: the list, its row, Run, Custom run."""
-    page.goto(f"{prefect}/deployments?deployments.flowOrDeploymentNameLike={name}")
+    page.goto(f"{prefect.url}/deployments?deployments.flowOrDeploymentNameLike={name}")
     page.locator("a[href*='/deployments/deployment/']").get_by_text(name, exact=True).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     page.wait_for_selector(".schema-form-property__label")
-
-
-def finished(prefect, run, limit_s=300):
-    """The run's last state."""
-    for _ in range(limit_s):
-        state = ask(prefect, f"/flow_runs/{run}")["state"]
-        if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-            return state["name"]
-        time.sleep(1)
-    pytest.fail(f"{run} is still {state['name']}")
 
 
 def artifact(page, key):
@@ -71,7 +52,7 @@ def test_the_pipeline_starts_from_its_form_and_one_stage_again_with_a_changed_fi
     for label, value in SMALL.items():
         fill(page, f"recipe > {label}", value)
     run = submit(page)
-    assert finished(prefect, run) == "Completed"
+    assert prefect.finished(run) == "Completed"
     told = artifact(page, "summary")
     assert "small" in told
     assert "export" in told
@@ -81,7 +62,7 @@ def test_the_pipeline_starts_from_its_form_and_one_stage_again_with_a_changed_fi
     fill(page, "recipe", made)
     fill(page, "changes > Threshold", 0.7)
     run = submit(page)
-    assert finished(prefect, run) == "Completed"
+    assert prefect.finished(run) == "Completed"
     told = artifact(page, "summary")
     assert "dedup.threshold=0.7" in told
     keys = {word.strip("`.,") for word in told.split() if word.strip("`").startswith("dedup:")}
@@ -94,14 +75,14 @@ def test_a_failed_run_is_retried_from_its_page(prefect, page, tmp_path):
     form(page, prefect, "ingest")
     fill(page, "recipe", recipe)
     run = submit(page)
-    assert finished(prefect, run) == "Failed"
+    assert prefect.finished(run) == "Failed"
     page.reload()
     page.get_by_text("names no file that can be read").first.wait_for()
     source.write_text("It came late, and it is text. " * 50)
     page.get_by_role("button", name="Retry").click()
     page.get_by_role("button", name="Retry").last.click()
     time.sleep(3)
-    assert finished(prefect, run) == "Completed"
+    assert prefect.finished(run) == "Completed"
 
 
 def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(services, prefect, page):
@@ -111,17 +92,15 @@ def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(service
     fill(page, "recipe > Tokenizer > Vocab Size", 400)
     fill(page, "recipe > Pretrain > Steps", 1_000_000)
     run = submit(page)
-    while not (training := trainers(services)):
-        assert ask(prefect, f"/flow_runs/{run}")["state"]["type"] not in ("FAILED", "CRASHED")
+    while not trainers(services):
+        assert prefect.state(run)["type"] not in prefect.ENDS
         time.sleep(1)
     page.reload()
     page.get_by_role("button", name="Cancel").click()
     page.get_by_role("button", name="Confirm").click()
-    pressed = time.monotonic()
-    assert finished(prefect, run, 30) == "Cancelled"
-    psutil.wait_procs(training, 15)
-    print(f"cancelled after {time.monotonic() - pressed:.1f} s")
-    assert not trainers(services)
+    _, left = psutil.wait_procs(psutil.Process(services["worker"].pid).children(recursive=True), 15)
+    assert not left, "the flow, its trainer and their helpers"
+    assert prefect.finished(run, 60) == "Cancelled"
 
 
 def trainers(services):
@@ -130,6 +109,6 @@ def trainers(services):
 
 
 def test_the_schedule_of_the_refresh_is_shown(prefect, page):
-    page.goto(f"{prefect}/deployments?deployments.flowOrDeploymentNameLike=refresh")
+    page.goto(f"{prefect.url}/deployments?deployments.flowOrDeploymentNameLike=refresh")
     page.locator("a[href*='/deployments/deployment/']").get_by_text("refresh", exact=True).first.click()
     page.get_by_text("nightly-at-03-00-utc").first.wait_for()

@@ -112,6 +112,17 @@ def test_up_twice_starts_nothing_new(at_home):
     assert servers.up({}) == at_home
 
 
+def test_the_commands_of_the_operations_page_tell_where_everything_is(at_home):
+    for command in ("up", "status", "deploy", "sync"):
+        done = subprocess.run([sys.executable, "-m", "flows.cli", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        if command in ("up", "status"):
+            assert all(
+                f"{server.name:<8} {server.url}  up (pid {server.pid})" in done.stdout for server in at_home.values()
+            )
+            assert "user and password stand in" in done.stdout
+
+
 def test_a_stranger_with_a_noted_pid_is_not_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path))
     (tmp_path / "run").mkdir()
