@@ -27,6 +27,7 @@ from tasks.rl import Rl
 from tasks.runtime import say
 from tasks.sft import Sft
 from tasks.sources import find
+from tasks.trainer import ENVIRONMENT
 
 PEAK_TFLOPS = {"A100": 312, "L40S": 362, "H100": 989, "H200": 989, "B200": 2250, "RTX4090": 165}
 """Dense bf16 peaks from the makers' data sheets."""
@@ -151,8 +152,8 @@ def measured(recipe: Recipe, vocab: int) -> Rates:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.json"
         file.write_text(json.dumps({"model": asdict(model), "vocab_size": vocab, "rows": rows, **means}))
-        command, env = [sys.executable, "-m", "gpt.perf", str(file)], {"GOMP_SPINCOUNT": "3000", **os.environ}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        command = [sys.executable, "-m", "gpt.perf", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | os.environ, check=False)
     if done.returncode:
         problem = (done.stderr.splitlines() or ["killed"])[-1]
         raise UserError(f"the model cannot be tried on this machine: {problem}; name hardware, as in --gpus 1xH100")

@@ -27,6 +27,14 @@ GRACE_S = 15.0
 """What a child has to save a checkpoint when its stage ends early."""
 PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "3000",  # idle threads spin: beside other work a step took 5 times as long
+    # else glibc gives large tensors back to the kernel, which clears their pages anew: 165 instead of 118 us a token
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 33),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+}
+"""What a program that computes is told besides the user's own environment."""
+
 
 class Training(Config, TrainConfig):
     """Every field of TrainConfig (or of a kind of it) as a field of the stage, with its sentence and its checks."""
@@ -73,7 +81,7 @@ def launch(command: list[str]) -> None:
     """Run a child to its end, its lines passed to `say`; UserError for exit 2, RuntimeError for any other failure."""
     tail, parent = deque[str](maxlen=30), os.getpid()
     promise = (lambda: _die_with(parent)) if PRCTL else None
-    env = {"GOMP_SPINCOUNT": "3000", **os.environ}  # idle threads spin: beside other work a step took 5 times as long
+    env = ENVIRONMENT | os.environ
     child = Popen(command, stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True, preexec_fn=promise, env=env)
     try:
         for line in child.stdout or ():
