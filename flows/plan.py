@@ -36,13 +36,13 @@ GPU_SHARE = 0.4
 BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.9, "characters": 1.0}
 """English prose and code; other scripts take more tokens."""
 VOCABULARY = {"gpt2": 50_261, "cl100k_base": 100_281, "o200k_base": 200_023, "characters": 400}
-PER_MB_S = {"ingest": 0.6, "filter": 0.15, "dedup": 0.2, "tokenizer": 0.15, "shard": 0.07}
+PER_MB_S = {"ingest": 0.7, "filter": 0.15, "dedup": 0.2, "tokenizer": 0.15, "shard": 0.07}
 """Seconds a MB of source text, on two cores, as measured on the demo's 8 MB, processes' start included."""
 TALK_S, START_S, EXPORT_S, FLOW_BYTES = 3.0, 4.0, 4.5, 400_000_000
 """Making the built-in talk; a child's imports; a release's check; what the flow holds beside its child."""
-ROW, PAIR, REPLY = 0.5, 0.6, 0.4
-"""How long talk is, measured on the built-in kind: a batch's longest conversation and its longest answer to a pair by
-the most that are allowed, a reply by the most tokens that it may have."""
+ROW, REPLY, AGAIN = 0.5, 0.6, 1.3
+"""Of the built-in talk, as measured: a batch's longest row by the longest that is allowed, its longest reply likewise;
+how many prompts are sampled for each that teaches. Sampling itself goes on until the last row of a batch has ended."""
 PAIRS = 2540
 HELD_OUT = {"questions": 200, "replies": 210, "pairs": 366, "problems": 588}
 """Pairs, and held-out rows of each kind, that the built-in talk has; own data may have more."""
@@ -109,9 +109,10 @@ def works(recipe: Recipe, size: float) -> dict[str, Work]:
     p, context, r = recipe.pretrain, recipe.pretrain.model.context, recipe
     sft, prefer, rl = r.sft or Sft(), r.prefer or Prefer(), r.rl or Rl()
     talk = ROW * min(context, (r.chats or Conversations()).max_tokens)
-    pair = PAIR * min(context, (r.pairs or Preferences()).max_tokens)
-    asked, said = ROW / 2 * min(context, (r.prompts or Problems()).max_tokens), REPLY * rl.max_new_tokens
+    pair = ROW * min(context, (r.pairs or Preferences()).max_tokens)
+    answer = ROW / 2 * min(context, (r.prompts or Problems()).max_tokens) + REPLY * rl.max_new_tokens
     answers = rl.steps * rl.batch * rl.group
+    sampled = AGAIN * answers * rl.max_new_tokens
     held_out = (p.steps // p.eval_every + 2) * p.eval_windows
     every = {stage: Work(per_mb * size / 1e6) for stage, per_mb in PER_MB_S.items()} | {
         "pretrain": Work(START_S, p.steps * p.batch * context, held_out * context),
@@ -120,7 +121,7 @@ def works(recipe: Recipe, size: float) -> dict[str, Work]:
         "pairs": Work(TALK_S),
         "prefer": Work(START_S, 2 * prefer.steps * prefer.batch * pair, 2 * PAIRS * pair),  # the reference reads each
         "prompts": Work(0.0),
-        "rl": Work(START_S, answers * (asked + said), answers * (asked + said) * bool(rl.beta), answers * said),
+        "rl": Work(START_S, answers * answer, answers * answer * bool(rl.beta), sampled),
         "evaluate": examination(recipe, talk, pair),
         "export": Work(EXPORT_S),
     }
@@ -136,7 +137,7 @@ def examination(recipe: Recipe, talk: float, pair: float) -> Work:
     n = {kind: min(getattr(e, kind, count), count) for kind, count in HELD_OUT.items()}
     chats, pairs, problems = bool(recipe.chats), bool(recipe.pairs), bool(recipe.prompts)
     read = e.tokens * (1 + 1 / models) + chats * 4 * n["questions"] * talk + pairs * 2 * n["pairs"] * pair
-    said = REPLY * (chats * n["replies"] * e.reply_tokens + problems * n["problems"] * e.answer_tokens)
+    said = chats * n["replies"] * e.reply_tokens + problems * n["problems"] * e.answer_tokens
     return Work(START_S, 0, models * read, models * said)
 
 
