@@ -361,27 +361,27 @@ def store_gc(store: StoreDir = None, yes: Yes = False) -> None:
 @shards_app.command("show")
 def shards_show(offset: int, ref: str = "shard", split: str = "train", width: int = 60, store: StoreDir = None) -> None:
     """The text around a token, its document, source and row."""
-    from tasks import shard
+    from tasks import shardfiles
 
     folder, vocabulary = shards_at(ref, store)
-    echo(shard.show(folder, split, offset, vocabulary, width))
+    echo(shardfiles.show(folder, split, offset, vocabulary, width))
 
 
 @shards_app.command("text")
 def shards_text(ref: str = "shard", split: str = "train", store: StoreDir = None) -> None:
     """The whole stream as one text, documents separated by <|endoftext|>."""
-    from tasks import shard
+    from tasks import shardfiles
 
     folder, vocabulary = shards_at(ref, store)
-    sys.stdout.writelines(shard.text(folder, split, vocabulary))
+    sys.stdout.writelines(shardfiles.text(folder, split, vocabulary))
 
 
 @shards_app.command("inspect")
 def shards_inspect(file: Annotated[Path, Argument(exists=True, dir_okay=False)]) -> None:
     """The header and counts of one shard file."""
-    from tasks import shard
+    from tasks import shardfiles
 
-    for name, value in shard.inspect(file).items():
+    for name, value in shardfiles.inspect(file).items():
         echo(f"{name:<10} {value}")
 
 

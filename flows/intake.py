@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from tasks.artifacts import Config, Metrics
 from tasks.corpus import tables
 from tasks.measures import headline
-from tasks.shard import SPLITS
 from tasks.sources import Source
 from tasks.stage import Result, Session
 
@@ -206,9 +205,9 @@ def _dropped(stage: str, folder: Path, numbers: Iterable[int]) -> list[Dropped]:
 
 def _tokens(shards: Path, numbers: Iterable[int]) -> int:
     """Tokens of these parts' documents, in both splits."""
-    names = [f"{split}-{number:05d}.bin" for number in numbers for split in SPLITS]
-    filters = [("shard", "in", names)]
-    return sum(pq.read_table(shards / "index.parquet", filters=filters)["tokens"].to_pylist()) if names else 0
+    index, wanted = pq.read_table(shards / "index.parquet", columns=["shard", "tokens"]), set(numbers)
+    names = index.group_by("shard").aggregate([("tokens", "sum")]).to_pylist()
+    return sum(row["tokens_sum"] for row in names if int(row["shard"].split("-")[1]) in wanted)
 
 
 def _parts(result: Result) -> tuple[int, int]:

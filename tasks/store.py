@@ -220,6 +220,12 @@ def part(identity: Any, fill: Fill, *, counts: bool = True) -> tuple[Path, dict[
     return folder, facts
 
 
+def has_part(identity: Any) -> bool:
+    """Whether `part` would find this one, if it is sound."""
+    at = _building.get()
+    return bool(at) and (at.store.root / "parts" / at.stage / key_of(at.stage, at.version, identity)).exists()
+
+
 def part_figures() -> dict[str, float]:
     """Metrics of a stage that is made of parts: how many, and how many of them an earlier run had built."""
     at = _building.get()
