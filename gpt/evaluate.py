@@ -19,13 +19,13 @@ import torch.nn.functional as F
 
 from gpt.chat import render
 from gpt.checkpoint import load_model
-from gpt.data import Windows
 from gpt.errors import UserError
 from gpt.exams import PairExam, ProblemExam, Row, row, share
 from gpt.generate import generate, pick_device
 from gpt.heldout import HeldOut, batches, nats
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
+from gpt.windows import Windows
 
 # B batch (windows or answers), T time, N = B x T, C channels, V vocabulary
 REFUSAL = re.compile(r"\b(sorry|I (can ?no|can['’]|won['’])t|I will not|no puedo|lo siento)\b", re.IGNORECASE)

@@ -141,17 +141,20 @@ class Trainer:
 
 def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The state at step 0, with all that a resume must find unchanged. Data and init must speak the run's tokenizer."""
-    facts = (Path(run["data"]) / TASKS[run["task"]][2]).read_bytes()
+    mix, name = run.get("mix", []), TASKS[run["task"]][2]
+    facts = {folder: (Path(folder) / name).read_bytes() for folder in (run["data"], *(other for other, _ in mix))}
     parent = checkpoint.read_state(Path(run["init"])) if run["init"] else None
-    for what, made in (("data", json.loads(facts)), ("init", parent)):
-        if made and made["tokenizer"] != tokenizer.digest:
-            pair = f"{made['tokenizer'][:12]}, {run['tokenizer']} is {tokenizer.digest[:12]}"
-            raise UserError(f"{run[what]} was made with tokenizer {pair}; make both with one tokenizer")
+    speak = {folder: json.loads(told)["tokenizer"] for folder, told in facts.items()}
+    for folder, digest in (speak | ({run["init"]: parent["tokenizer"]} if parent else {})).items():
+        if digest != tokenizer.digest:
+            pair = f"{digest[:12]}, {run['tokenizer']} is {tokenizer.digest[:12]}"
+            raise UserError(f"{folder} was made with tokenizer {pair}; make both with one tokenizer")
     parents = [*parent["parents"], {key: parent[key] for key in ("task", "step", "tokens")}] if parent else []
     same = {"task": run["task"], "train": asdict(config), "tokenizer": tokenizer.digest, "parents": parents}
     weights = (Path(run["init"]) / "model.safetensors").read_bytes() if run["init"] else b""
     same["init"] = hashlib.sha256(weights).hexdigest()
-    return same | {"data": hashlib.sha256(facts).hexdigest(), "step": 0, "tokens": 0}
+    read = hashlib.sha256(b"".join(facts.values()) + repr((run.get("packing"), [share for _, share in mix])).encode())
+    return same | {"data": read.hexdigest(), "step": 0, "tokens": 0}
 
 
 def note_numerics(path: Path, run: dict[str, Any], device: str, resumed: bool) -> None:

@@ -30,7 +30,9 @@ class Cache:
 class Where:
     """What a pass over `ids_BT` knows about places: positions, rotation, the cache, and who may look at whom."""
 
-    def __init__(self, config: ModelConfig, ids_BT: Tensor, cache: Cache | None) -> None:
+    def __init__(
+        self, config: ModelConfig, ids_BT: Tensor, cache: Cache | None, document_BT: Tensor | None = None
+    ) -> None:
         rows, time = ids_BT.shape
         self.cache, self.mask_B1TS, self.cos = cache, None, None
         self.at_BT = torch.arange(time, device=ids_BT.device)[None]
@@ -39,6 +41,11 @@ class Where:
             self.at_BT = cache.length_B[:, None] + self.at_BT
             self.slots_S = torch.arange(int(self.at_BT.max()) + 1, device=ids_BT.device)
             self.mask_B1TS = self.slots_S <= self.at_BT[:, None, :, None]
+        elif document_BT is not None:
+            begins_BT = F.pad(document_BT[:, 1:] != document_BT[:, :-1], (1, 0))
+            same_B1TS = document_BT[:, None, :, None] == document_BT[:, None, None, :]
+            self.mask_B1TS = same_B1TS & (self.at_BT <= self.at_BT[0, :, None])
+            self.at_BT = self.at_BT - (begins_BT * self.at_BT).cummax(1).values
         if config.family == "modern":
             rates_D = torch.arange(0, config.head_dim, 2, device=ids_BT.device).float() / -config.head_dim
             angles_BT1D = self.at_BT[:, :, None, None].float() * (config.rope_theta**rates_D).repeat(2)
@@ -128,13 +135,16 @@ class GPT(nn.Module):
                 residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * config.depth) ** 0.5 if residual else 0.02)
 
-    def forward(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Token ids (int64) -> logits_BTV (float32) for the token after each."""
-        return self.logits(self.stream(ids_BT, cache))
+    def forward(self, ids_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
+        """Token ids (int64) -> logits_BTV (float32) for the token after each.
 
-    def stream(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        `document_BT` numbers documents that lie side by side in a row: each is read as if it were alone.
+        """
+        return self.logits(self.stream(ids_BT, cache, document_BT))
+
+    def stream(self, ids_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
         """Token ids -> the final normed stream_BTC, before the head; callers that need few logits start here."""
-        where = Where(self.config, ids_BT, cache)
+        where = Where(self.config, ids_BT, cache, document_BT)
         x_BTC = self.wte(ids_BT) if self.wpe is None else self.wte(ids_BT) + self.wpe(where.at_BT)
         x_BTC = F.dropout(x_BTC, self.config.dropout, self.training)
         for block in self.h:

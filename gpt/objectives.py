@@ -16,12 +16,13 @@ from torch import Tensor
 
 from gpt.checkpoint import load_model
 from gpt.config import PreferConfig, TrainConfig
-from gpt.data import IGNORED, Batch, Conversations, Pairs, Windows, both
+from gpt.data import IGNORED, Batch, Conversations, Pairs, both
 from gpt.generate import generate
 from gpt.heldout import HeldOut
 from gpt.losses import dpo, log_probs
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
+from gpt.windows import Windows
 
 # B batch, T time
 Numbers = dict[str, float]
@@ -50,17 +51,21 @@ class NextToken:
     """The next token: of every token of a stream (pretrain), of the assistant's in a conversation (sft)."""
 
     def __init__(self, run: dict[str, Any], config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> None:
-        kind = Windows if run["task"] == "pretrain" else Conversations
-        self.config, self.model, self.data = config, model, kind(Path(run["data"]), model.config.context)
+        self.config, self.model, folder, context = config, model, Path(run["data"]), model.config.context
+        mix = [(Path(other), share) for other, share in run.get("mix", ())]
+        pack_at = tokenizer.eot if run.get("packing") == "bfd" else None
+        pretrain = run["task"] == "pretrain"
+        self.data = Windows(folder, context, mix, pack_at) if pretrain else Conversations(folder, context)
         self.held_out = HeldOut(self.data.held_out(config.eval_windows), tokenizer.bytes_per_token())
 
     def backward(self, step: int) -> Step:
         """The mean loss over all targets of the batch, `micro_batch` sequences at a time."""
-        x_BT, y_BT = on(self.model, self.data.batch(self.config.seed, step, self.config.batch))
-        total, targets = torch.zeros((), device=x_BT.device), int((y_BT != IGNORED).sum())
+        batch = self.data.batch(self.config.seed, step, self.config.batch)
+        total, targets = torch.zeros((), device=device_of(self.model)), int((batch[1] != IGNORED).sum())
         rows = self.config.micro_batch or self.config.batch
-        for x, y in zip(x_BT.split(rows), y_BT.split(rows), strict=True):
-            costs = F.cross_entropy(self.model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
+        for x, y, *document in zip(*(part.split(rows) for part in on(self.model, batch)), strict=True):
+            logits = self.model(x, None, *document).flatten(0, 1)
+            costs = F.cross_entropy(logits, y.flatten(), ignore_index=IGNORED, reduction="sum")
             (costs / targets).backward()
             total += costs.detach() / targets
         return total, targets, {}
@@ -166,10 +171,20 @@ def device_of(model: GPT) -> torch.device:
     return model.wte.weight.device
 
 
-def on(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
-    """A batch where the model is."""
-    x_BT, y_BT = (torch.from_numpy(part).to(device_of(model)) for part in batch)
-    return x_BT, y_BT
+def on(model: GPT, batch: Batch) -> list[Tensor]:
+    """A batch where the model is, as int64."""
+    return [carried(part, device_of(model)) for part in batch]
+
+
+def carried(part: np.ndarray, device: torch.device) -> Tensor:
+    """An array of integers on a device, as int64. A GPU is sent the array's own bytes, and widens them itself.
+
+    They go from page-locked memory, for which nobody waits; torch hands that memory out again once they are there.
+    """
+    tensor = torch.from_numpy(part)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True).long()
+    return tensor.long().to(device)
 
 
 def padded(prompts: list[list[int]], answers: list[list[int]]) -> Batch:

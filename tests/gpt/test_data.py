@@ -1,4 +1,4 @@
-"""Shards, windows and conversations as pure functions of (seed, step)."""
+"""Shards, orders and conversations as pure functions of (seed, step)."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.data import IGNORED, Conversations, Stream, Windows, order, permute, read_shard, write_shard
+from gpt.data import IGNORED, Conversations, Stream, order, permute, read_shard, write_shard
 from gpt.errors import UserError
 
 
@@ -17,12 +17,6 @@ def stream_of(tmp_path, *lengths, split="train"):
         files.append(tmp_path / f"{split}-{n:05d}.bin")
         write_shard(files[-1], part)
     return Stream(files)
-
-
-def windows_of(tmp_path, *lengths, context, held_out=2):
-    stream_of(tmp_path, *lengths)
-    stream_of(tmp_path, held_out, split="val")
-    return Windows(tmp_path, context)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
@@ -63,47 +57,6 @@ def test_another_seed_or_epoch_is_another_order():
     orders = [order(seed, epoch, 100, 100)[1].tolist() for seed in (1, 2) for epoch in (0, 1)]
     assert len({tuple(places) for places in orders}) == 4
     assert all(sorted(places) == list(range(100)) for places in orders)
-
-
-def test_each_epoch_has_each_window_once_at_its_own_phase(tmp_path):
-    context, windows = 10, 9
-    shards = windows_of(tmp_path, 40, 0, 61, context=context)
-    phases = set()
-    for epoch in range(8):
-        x, y = shards.batch(seed=7, step=epoch, rows=windows)
-        assert (y == x + 1).all(), "y is the token after each x, across files too"
-        phase = x.min()
-        assert sorted(x.flatten()) == list(range(phase, phase + windows * context)), (
-            f"epoch {epoch}: not each token once"
-        )
-        phases.add(int(phase))
-    assert len(phases) > 3, f"the grid should move between epochs: {phases}"
-
-
-def test_steps_cut_the_same_order_whatever_the_batch(tmp_path):
-    shards = windows_of(tmp_path, 500, context=8)
-    whole = shards.batch(3, 0, 24)[0]
-    parts = np.concatenate([shards.batch(3, step, 4)[0] for step in range(6)])
-    assert (whole == parts).all()
-
-
-def test_a_stream_of_one_window_still_trains(tmp_path):
-    x, _ = windows_of(tmp_path, 11, context=10).batch(0, 5, 3)
-    assert x.tolist() == [list(range(10))] * 3
-
-
-def test_evaluation_reads_the_first_windows_and_fewer_at_the_end(tmp_path):
-    x, y = windows_of(tmp_path, 9, context=8, held_out=25).held_out(10)
-    assert x.tolist() == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
-    assert y[-1, -1] == 24
-    assert windows_of(tmp_path, 9, context=8, held_out=25).held_out(2)[0].shape == (2, 8)
-    assert windows_of(tmp_path, 9, context=8, held_out=5).held_out(10)[0].shape == (1, 4)
-
-
-def test_too_little_text_is_an_error_with_the_way_out(tmp_path):
-    stream_of(tmp_path, 30)
-    with pytest.raises(UserError, match=r"train split has 30 tokens but needs 65; add text"):
-        Windows(tmp_path, context=64)
 
 
 def test_a_conversation_has_loss_on_the_answer_and_its_end_only(make_run, tokenizer):

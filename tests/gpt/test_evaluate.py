@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from gpt.config import ModelConfig
-from gpt.data import Windows, write_shard
+from gpt.data import write_shard
 from gpt.evaluate import (
     REFUSAL,
     HeldOut,
@@ -33,6 +33,7 @@ from gpt.evaluate import (
 from gpt.generate import generate
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, reserve
+from gpt.windows import Windows
 
 TEXT = "The quick brown fox jumps over the lazy dog, then the dog sleeps. Größe! " * 12
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" the": 258}

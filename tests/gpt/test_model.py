@@ -64,3 +64,16 @@ def test_dropout_acts_in_training_only():
     ids_BT = torch.randint(50, (1, 8))
     assert not torch.equal(model.train()(ids_BT), model(ids_BT))
     assert torch.equal(model.eval()(ids_BT), model(ids_BT))
+
+
+def test_packed_documents_have_the_logits_that_each_has_alone(model):
+    documents = [torch.randint(50, (1, length)) for length in (5, 1, 7)]
+    number_BT = torch.tensor([[1] * 5 + [2] + [3] * 7 + [4] * 3])  # the last three are padding
+    row_BT = torch.cat([*documents, torch.zeros((1, 3), dtype=torch.long)], dim=1)
+    with torch.inference_mode():
+        packed = model(row_BT, None, number_BT)
+        alone = torch.cat([model(ids_BT) for ids_BT in documents], dim=1)
+    assert packed.isfinite().all()
+    difference = (packed[:, :13] - alone).abs().max().item()
+    assert difference < 1e-5, f"logits differ by {difference}"
+    assert (model(row_BT)[:, 5:13] - alone[:, 5:]).abs().max() > 1e-3, "without numbers a document sees the ones before"

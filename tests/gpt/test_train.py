@@ -24,7 +24,7 @@ from gpt.errors import UserError
 from gpt.evaluate import HeldOut
 from gpt.loop import train
 from gpt.model import GPT
-from gpt.objectives import NextToken
+from gpt.objectives import NextToken, carried
 
 RUNNER = """
 import json, os, sys
@@ -197,6 +197,22 @@ def test_accumulation_is_the_gradient_of_the_whole_batch():
         difference = max((a - b).abs().max().item() for a, b in zip(gradients, found[6][1], strict=True))
         assert difference < 1e-6, f"{rows} rows at a time: gradients differ by {difference}"
         assert loss.item() == pytest.approx(mean.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64])
+def test_tokens_arrive_as_int64_and_a_gpu_is_sent_the_bytes_they_lie_in(dtype, monkeypatch):
+    part = np.array([[1, 2, 60_000], [3, 4, 5]], dtype)[:, 1:]
+    assert carried(part, torch.device("cpu")).equal(torch.tensor([[2, 60_000], [4, 5]]))
+    sent = []  # "meta" stands in for a GPU: what counts is what is asked of torch, and in which order
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: sent.append(("pinned", tensor.dtype)) or tensor)
+    move = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, *_, **how: sent.append((how, tensor.dtype)) or move(tensor, "meta")
+    )
+    arrived = carried(part, torch.device("cuda"))
+    small = torch.from_numpy(part).dtype
+    assert sent == [("pinned", small), ({"non_blocking": True}, small)]
+    assert (arrived.dtype, arrived.shape) == (torch.int64, (2, 2))
 
 
 def test_bits_per_byte_count_text_only():

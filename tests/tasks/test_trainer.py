@@ -164,6 +164,67 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(base, inputs, tmp
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def other(inputs, tmp_path):
+    """More Shards of the same tokenizer."""
+    shutil.copytree(inputs["shards"].path, tmp_path / "other")
+    write_shard(tmp_path / "other" / "train-00000.bin", np.arange(200).astype(np.uint16))
+    return tmp_path / "other"
+
+
+def fit(inputs, out, **settings):
+    out.mkdir()
+    with running("pretrain", Runtime(threads=1, device="cpu")):
+        return pretrain.fn(
+            out, Pretrain(model=TINY, steps=2, batch=4, **settings), inputs["shards"], inputs["tokenizer"]
+        )
+
+
+def test_other_shards_mixed_in_are_known_by_their_content(inputs, other, tmp_path):
+    shutil.copytree(other, tmp_path / "moved")
+    here, moved, share = (Pretrain(mix={str(other): 0.3}), Pretrain(mix={str(tmp_path / "moved"): 0.3}), 0.3)
+    assert here.outside() == moved.outside()
+    assert here.outside() != Pretrain(mix={str(other): 0.4}).outside()
+    assert list(here.outside()["mix"].values()) == [share]
+    assert str(tmp_path) not in json.dumps(here.outside())
+    assert here.refs() == {"mix 1": str(other)}
+    with pytest.raises(UserError, match=r"two names in pretrain\.mix have the same content"):
+        Pretrain(mix={str(other): 0.3, str(tmp_path / "moved"): 0.3}).outside()
+    write_shard(tmp_path / "moved" / "train-00000.bin", np.arange(201).astype(np.uint16))
+    assert here.outside() != moved.outside()
+
+
+@pytest.mark.parametrize("mix", [{"a": 0}, {"a": 1}, {"a": 0.00001}, {"a": -0.1}, {"a": 0.6, "b": 0.4}])
+def test_shares_that_cannot_be_kept_are_refused(mix):
+    with pytest.raises(ValueError, match=r"pretrain\.mix .*; (try|lower)"):
+        Pretrain(mix=mix)
+
+
+def test_training_on_a_mixture_and_on_packed_documents_is_another_training(inputs, other, tmp_path, said):
+    fit(inputs, tmp_path / "plain")
+    fit(inputs, tmp_path / "mixed", mix={str(other): 0.5})
+    fit(inputs, tmp_path / "packed", packing="bfd")
+    weights = {(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "mixed", "packed")}
+    assert len(weights) == 3
+    assert any(line.startswith("packing: ") and line.endswith("% padding") for line in said)
+
+
+def test_shards_to_mix_in_that_do_not_fit_are_refused_in_one_line(inputs, other, tmp_path, said):
+    with pytest.raises(UserError, match=r"shards\.json; name a shard:KEY"):
+        Pretrain(mix={str(tmp_path): 0.5}).outside()
+    bins, facts = other / "train-00000.bin", other / "shards.json"
+    whole = bins.read_bytes()
+    for damage, line in ((b"\1" + whole[1:], "is no whole llm.c shard"), (whole[:-2], "is no whole llm.c shard")):
+        bins.write_bytes(damage)
+        with pytest.raises(UserError, match=line) as caught:
+            fit(inputs, tmp_path / f"out{len(damage)}{damage[0]}", mix={str(other): 0.5})
+        assert "\n" not in str(caught.value)
+    facts.write_text(json.dumps({"tokenizer": "1" * 64, "vocab_size": 261}))
+    with pytest.raises(UserError, match=r"other was made with tokenizer 111111111111, .*; make both") as caught:
+        fit(inputs, tmp_path / "another", mix={str(other): 0.5})
+    assert "\n" not in str(caught.value)
+
+
 def test_nothing_outside_logs_tells_of_paths_or_means(inputs, tmp_path, said):
     (tmp_path / "out").mkdir()
     with running("pretrain", Runtime(threads=1, device="cpu")):
