@@ -20,6 +20,7 @@ from pydantic import Field
 from gpt.errors import UserError
 from tasks.artifacts import Config, Corpus, Metrics, Shards, Tokenizer
 from tasks.corpus import tables
+from tasks.encoders import engines, loaded
 from tasks.files import file_digest, link
 from tasks.runtime import runtime, say
 from tasks.stage import stage
@@ -43,12 +44,13 @@ class Shard(Config):
 @stage(Shards, version="2")
 def shard(out: Path, config: Shard, corpus: Corpus, tokenizer: Tokenizer) -> Metrics:
     """Encode the corpus into token shards with a validation split; each corpus part has shards of its own."""
-    made, parts, rules = tokenizer.load(), corpus.parts, _rules(config, corpus.parts)
+    made, parts, rules = loaded(tokenizer.path), corpus.parts, _rules(config, corpus.parts)
     dtype = "uint16" if made.vocab_size <= 2**16 else "uint32"
     identities = [[file_digest(path), made.digest, rules[n], n == 0] for n, path in enumerate(parts)]
     feed = _feed(out / "units", identities, parts, rules, tokenizer=tokenizer.path, dtype=dtype)
     built = [part(identities[n], partial(_build, feed, n, made.eot)) for n in range(len(parts))]
     (out / "units").rmdir()
+    engines.cache_clear()  # where this process encoded, it has more to do than to keep a cache of words
     totals = {split: sum((Counter(facts[split]) for _, facts in built), Counter()) for split in SPLITS}
     if empty := [split for split in SPLITS if not totals[split]["documents"]]:
         raise UserError(f"shard.val_fraction={config.val_fraction} leaves {empty[0]} no document; change it")

@@ -6,11 +6,12 @@ documents then follow each other by a hash of their ids: mixed once, the same wh
 """
 
 import hashlib
-import mmap
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain, dropwhile, islice
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 Rule = float | list[int]
 """The share of documents to hold out, or how many characters of each row group are for training."""
 SPLITS = ("train", "val")
-UNIT_BYTES, BLOCK_TOKENS, SHARD_TOKENS = 8 << 20, 4 << 20, 100_000_000
+UNIT_BYTES, UNITS, SHARD_TOKENS = 8 << 20, 500, 100_000_000
 PIECE = np.dtype([("row", "i8"), ("held", "?"), ("lot", "f8"), ("bytes", "i8"), ("tokens", "i8")])
 """A document, or one of the two pieces of one that is cut: its row in the corpus part, whether it is held out."""
 TEXTS = [(name, pa.string()) for name in ("id", "split", "source", "shard")]
@@ -73,11 +74,11 @@ def text_bytes(path: Path) -> list[int]:
 
 
 def units_of(part: int, path: Path, work: Path, **settings: Any) -> list[Unit]:
-    """A part's units of about 8 MiB of text."""
-    about, units, start, row, size = pq.read_metadata(path), list[Unit](), 0, 0, 0
-    for number, group_bytes in enumerate(text_bytes(path), 1):
+    """A part's units of about 8 MiB of text; larger ones where there would be too many, as all are open at once."""
+    about, sizes, units, start, row, size = pq.read_metadata(path), text_bytes(path), list[Unit](), 0, 0, 0
+    for number, group_bytes in enumerate(sizes, 1):
         size += group_bytes
-        if size >= UNIT_BYTES or number == about.num_row_groups:
+        if size >= max(UNIT_BYTES, sum(sizes) / UNITS) or number == len(sizes):
             target = work / f"{part:05d}-{start:06d}"
             units.append(Unit(part, path, range(start, number), row, target=target, **settings))
             row += sum(about.row_group(group).num_rows for group in units[-1].groups)
@@ -180,20 +181,22 @@ def gather(folder: Path, units: list[Unit], encoded: list[Encoded], eot: int, he
 
     `head` puts one more at the beginning of both splits.
     """
-    pieces, files = np.concatenate([e.pieces for e in encoded]), _Files(units)
+    pieces = np.concatenate([e.pieces for e in encoded])
     begins = np.concatenate([np.cumsum(e.pieces["tokens"]) - e.pieces["tokens"] for e in encoded])
     places = np.stack([np.repeat(np.arange(len(units)), [len(e.pieces) for e in encoded]), begins])
     names = pq.read_table(
         units[0].path, columns=["id", "source"], read_dictionary=["source"], page_checksum_verification=True
     )
     order, facts = np.argsort(pieces["lot"], kind="stable"), {}
-    with pq.ParquetWriter(folder / "index.parquet", INDEX, write_page_checksum=True) as index:
+    with ExitStack() as stack:
+        files = [stack.enter_context(unit.target.open("rb")).fileno() for unit in units]
+        index = stack.enter_context(pq.ParquetWriter(folder / "index.parquet", INDEX, write_page_checksum=True))
         for held, split in enumerate(SPLITS):
             mine = order[pieces["held"][order] == bool(held)]
             for number, chosen in enumerate(_shards(mine, pieces["tokens"], head)):
                 first = int(head and number == 0)
                 rows, shard = pieces[chosen], f"{split}-{number:04d}.bin"
-                files.write(folder / shard, places[:, chosen], rows["tokens"], eot, first)
+                _write(folder / shard, units[0].dtype, files, places[:, chosen], rows["tokens"], eot, first)
                 index.write_table(_rows(names, rows, split, shard, first))
             tokens, size = int((pieces["tokens"][mine] + 1).sum()) + head, int(pieces["bytes"][mine].sum())
             facts[split] = {"tokens": tokens, "bytes": size, "documents": len(mine)}
@@ -230,39 +233,18 @@ def _rows(names: pa.Table, rows: np.ndarray, split: str, shard: str, first: int)
     return pa.table(texts | places, INDEX)
 
 
-class _Files:
-    """The units' files, mapped."""
+def _write(
+    path: Path, dtype: str, files: list[int], places: np.ndarray, tokens: np.ndarray, eot: int, first: int
+) -> None:
+    """One file of llm.c's layout: 256 int32 words (magic, version, count), then the tokens.
 
-    def __init__(self, units: list[Unit]):
-        self.dtype = np.dtype(units[0].dtype)
-        self.maps = [self._map(unit.target) for unit in units]
-        self.tokens = [np.frombuffer(each, self.dtype) for each in self.maps]
-
-    @staticmethod
-    def _map(path: Path) -> mmap.mmap | bytes:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-
-    def write(self, path: Path, places: np.ndarray, tokens: np.ndarray, eot: int, first: int) -> None:
-        """One file of llm.c's layout: 256 int32 words (magic, version, count), then the tokens, in blocks."""
-        header, end = np.zeros(256, np.int32), np.array([eot], self.dtype)
-        header[:3] = *FORMATS[self.dtype], first + tokens.sum() + len(tokens)
-        with path.open("wb") as file:
-            file.write(header.data)
-            file.write(end[:first].data)
-            for block in np.split(np.arange(len(tokens)), _every(tokens, BLOCK_TOKENS)):
-                spans = zip(*places[:, block].tolist(), tokens[block].tolist(), strict=True)
-                cut = (self.tokens[unit][begin : begin + count] for unit, begin, count in spans)
-                file.write(np.concatenate([end[:0], *chain.from_iterable((ids, end) for ids in cut)]).data)
-                self._forget()
-
-    def _forget(self) -> None:
-        """Give pages back, which would count as this process's memory for as long as they are mapped."""
-        for each in self.maps:
-            if isinstance(each, mmap.mmap):
-                each.madvise(mmap.MADV_DONTNEED)
-
-
-def _every(tokens: np.ndarray, block: int) -> np.ndarray:
-    """Where a new block begins."""
-    return np.flatnonzero(np.diff(np.cumsum(tokens) // block)) + 1
+    Documents are read one by one: mapped files would bring 64 KiB each into memory (2.5 kB is a usual document).
+    """
+    header, end, size = np.zeros(256, np.int32), np.array([eot], dtype).tobytes(), np.dtype(dtype).itemsize
+    header[:3] = *FORMATS[np.dtype(dtype)], first + tokens.sum() + len(tokens)
+    spans = zip(*places.tolist(), tokens.tolist(), strict=True)
+    with path.open("wb", buffering=1 << 20) as file:
+        file.write(header.tobytes() + end * first)
+        for unit, begin, count in spans:
+            file.write(os.pread(files[unit], count * size, begin * size))
+            file.write(end)

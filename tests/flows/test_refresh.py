@@ -97,7 +97,7 @@ def differences(store, made, recipe, other):
 
 def inodes(store, ref, numbers):
     names = [f"{kind}-{n:05d}" for n in numbers for kind in ("part", "dropped/part", "train", "val")]
-    files = [f for name in names for f in store.find(ref)[0].glob(f"{name}.*")]
+    files = [f for name in names for f in store.find(ref)[0].glob(f"{name}[-.]*")]
     return {f.name + f.parent.name[:4]: f.stat().st_ino for f in files}
 
 
