@@ -84,9 +84,10 @@ def _feed(work: Path, identities: list[Any], parts: list[Path], rules: list[Rule
     """What encodes the parts that the store lacks, all of them by one set of workers."""
     work.mkdir()
     missing = [number for number, identity in enumerate(identities) if not has_part(identity)]
-    fast = runtime().fast and sum(sum(text_bytes(parts[number])) for number in missing) >= FAST_BYTES
+    size = sum(sum(text_bytes(parts[number])) for number in missing)
+    fast = runtime().fast and size >= FAST_BYTES
     units = [units_of(n, path, work, rule=rules[n], fast=fast, **settings) for n, path in enumerate(parts)]
-    return Feed(units, missing)
+    return Feed(units, missing, size)
 
 
 def _build(feed: Feed, number: int, eot: int, folder: Path) -> dict[str, Any]:

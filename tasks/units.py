@@ -83,16 +83,18 @@ def units_of(part: int, path: Path, work: Path, **settings: Any) -> list[Unit]:
             units.append(Unit(part, path, range(start, number), row, target=target, **settings))
             row += sum(about.row_group(group).num_rows for group in units[-1].groups)
             start, size = number, 0
-    return units
+    return units or [Unit(part, path, range(0), 0, target=work / f"{part:05d}-000000", **settings)]  # nothing stayed
 
 
 class Feed:
     """The encoded units of the parts that are to be made; parts are asked for in their order."""
 
-    def __init__(self, units: list[list[Unit]], wanted: list[int]):
+    def __init__(self, units: list[list[Unit]], wanted: list[int], size: int):
         self.units, self.wanted, self._said = units, wanted, set[str]()
         chosen = [unit for part in wanted for unit in units[part]]
-        self._stream = progress(spread(encode, chosen), "units of 8 MB", len(chosen))
+        # Workers take a second to start, in which one process encodes a unit.
+        encoded = spread(encode, chosen) if size > UNIT_BYTES else ((unit, encode(unit)) for unit in chosen)
+        self._stream = progress(encoded, "units of 8 MB", len(chosen))
 
     def of(self, part: int) -> list[Encoded]:
         """A part's units. One that nobody thought to miss, as it was found damaged, is encoded by itself."""
