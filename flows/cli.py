@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option, Typer, echo
 
+from flows.vocabularies import app as tokenizer_app
 from gpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable
             help="Build your own GPT: raw text in, chat model out, one cached DAG.")  # fmt: skip
 shards_app = Typer(no_args_is_help=True, help="Look into token shards.")
 store_app = Typer(no_args_is_help=True, help="Care for the store.")
-app.add_typer(shards_app, name="shards")
-app.add_typer(store_app, name="store")
+for name, group in {"shards": shards_app, "store": store_app, "tokenizer": tokenizer_app}.items():
+    app.add_typer(group, name=name)
 
 RecipeName = Annotated[str, Argument(help="A preset's name or a YAML file.", show_default=True)]
 Sets = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")]
