@@ -14,9 +14,14 @@ import numpy as np
 from gpt.errors import UserError
 
 # B batch, T time
-Batch = tuple[np.ndarray, ...]  # x, y; of packed documents also which document of its row each token belongs to
+Batch = tuple[np.ndarray, ...]
+"""x and y, or both in one array of T + 1 tokens a row; of packed documents also each token's document in its row."""
 FORMATS = {np.dtype(np.uint16): (20240520, 1), np.dtype(np.uint32): (20240801, 7)}  # dtype: magic and version
 IGNORED = -100  # cross_entropy's ignore_index
+MIX = tuple(
+    (np.uint64(shift), np.uint64(factor)) for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+)
+"""Splitmix64's finaliser (Steele 2014)."""
 
 
 def write_shard(path: Path, tokens: np.ndarray) -> None:
@@ -52,28 +57,33 @@ class Stream:
         begun = zip(self.parts[low:high], self.begins[low:high], strict=False)
         return np.concatenate([np.zeros(0, np.int64), *(part[max(0, start - at) : stop - at] for part, at in begun)])
 
-    def fill(self, ids_R2T: np.ndarray, row_S: np.ndarray, start_S: np.ndarray, length_S: np.ndarray) -> np.ndarray:
-        """Copy spans, of which a row holds one or several side by side: its tokens to [row, 0], the next ones to
-        [row, 1]. The stream is a ring, its first token follows its last. Returns where in its row each span begins.
+    def fill(self, ids_RT: np.ndarray, row_S: np.ndarray, start_S: np.ndarray, length_S: np.ndarray) -> np.ndarray:
+        """Copy spans into rows, those of a row side by side; where in its row each begins. The stream is a ring here.
 
-        Whole rows inside of one file are copied at once, through a view of the file as all of its windows: 1 us a row
-        of 1,024 less than one by one, and no memmap slices, whose bookkeeping costs 2.6 times as much.
+        Rows that are one span inside of one file are copied at once, through a view of the file as all its windows: a
+        sixth of the time of slices one by one, and slices of a memmap, with their bookkeeping, cost 2.6 times as much.
         """
-        time, before_S = ids_R2T.shape[2], np.cumsum(length_S) - length_S
+        time, before_S = ids_RT.shape[1], np.cumsum(length_S) - length_S
         at_S = before_S - before_S[np.searchsorted(row_S, row_S)]
         part_S = np.searchsorted(self.begins, start_S, "right") - 1
-        whole_S = (length_S == time) & (start_S + time < self.begins[part_S + 1])
+        from_S, room_S = start_S - self.begins[part_S], self.begins[part_S + 1] - start_S
+        whole_S = (length_S == time) & (time <= room_S)
         for part in np.unique(part_S[whole_S]):
             here, tokens = np.flatnonzero(whole_S & (part_S == part)), self.parts[part]
             size = tokens.itemsize
-            view = np.ndarray((len(tokens) - time, 2, time), tokens.dtype, tokens, 0, (size, size, size))
-            ids_R2T[row_S[here]] = view[start_S[here] - self.begins[part]]
-        spans = (array[~whole_S].tolist() for array in (row_S, at_S, start_S, length_S))
-        for row, at, start, length in zip(*spans, strict=True):
-            tokens = self.read(start, min(start + length + 1, len(self)))
-            tokens = np.append(tokens, self.read(0, length + 1 - len(tokens)))
-            ids_R2T[row, :, at : at + length] = tokens[:-1], tokens[1:]
+            view = np.ndarray((len(tokens) - time + 1, time), tokens.dtype, tokens, 0, (size, size))
+            ids_RT[row_S[here]] = view[from_S[here]]
+        spans = (array[~whole_S].tolist() for array in (row_S, at_S, part_S, from_S, length_S, room_S))
+        for row, at, part, start, length, room in zip(*spans, strict=True):
+            tokens = self.parts[part][start : start + length] if length <= room else self._around(part, start, length)
+            ids_RT[row, at : at + length] = tokens
         return at_S
+
+    def _around(self, part: int, start: int, length: int) -> np.ndarray:
+        """Tokens from a place in a part on, into the parts that follow, after the last one the first."""
+        begin = int(self.begins[part]) + start
+        tokens = self.read(begin, min(begin + length, len(self)))
+        return np.append(tokens, self.read(0, length - len(tokens)))
 
 
 class Conversations:
@@ -154,17 +164,31 @@ def draw(seed: int, number_R: np.ndarray, samples: int) -> tuple[np.ndarray, np.
 def permute(places: np.ndarray, size: int, key: int, rounds: int = 4) -> np.ndarray:
     """A keyed bijection on [0, size): a Feistel network, walked again from each result that lies outside."""
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low, result, todo = np.uint64((1 << int(half)) - 1), places.astype(np.uint64), np.arange(len(places))
+    keys = [np.uint64((key + turn * 0x9E3779B97F4A7C15) % 2**64) for turn in range(rounds)]
+    result = _walk(places.astype(np.uint64), half, keys)
+    todo = np.flatnonzero(result >= size)
     while len(todo):
-        left, right = result[todo] >> half, result[todo] & low
-        for turn in range(rounds):
-            x = right + np.uint64((key + turn * 0x9E3779B97F4A7C15) % 2**64)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's finaliser (Steele 2014)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            left, right = right, left ^ ((x ^ (x >> np.uint64(31))) & low)
-        result[todo] = left << half | right
-        todo = todo[result[todo] >= size]
+        result[todo] = there = _walk(result[todo], half, keys)
+        todo = todo[there >= size]
     return result.astype(np.int64)
+
+
+def _walk(places: np.ndarray, half: np.uint64, keys: list[np.uint64]) -> np.ndarray:
+    """One pass through the network, in place where it can be: half of the time."""
+    low = np.uint64((1 << int(half)) - 1)
+    left, right = places >> half, places & low
+    for turn in keys:
+        x = right + turn
+        for shift, factor in MIX:
+            x ^= x >> shift
+            x *= factor
+        x ^= x >> np.uint64(31)
+        x &= low
+        x ^= left
+        left, right = right, x
+    left <<= half
+    left |= right
+    return left
 
 
 def key(seed: int, number: int, use: str) -> int:

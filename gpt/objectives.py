@@ -60,10 +60,10 @@ class NextToken:
 
     def backward(self, step: int) -> Step:
         """The mean loss over all targets of the batch, `micro_batch` sequences at a time."""
-        batch = self.data.batch(self.config.seed, step, self.config.batch)
-        total, targets = torch.zeros((), device=device_of(self.model)), int((batch[1] != IGNORED).sum())
+        batch = on(self.model, self.data.batch(self.config.seed, step, self.config.batch))
+        total, targets = torch.zeros((), device=batch[1].device), int((batch[1] != IGNORED).sum())
         rows = self.config.micro_batch or self.config.batch
-        for x, y, *document in zip(*(part.split(rows) for part in on(self.model, batch)), strict=True):
+        for x, y, *document in zip(*(part.split(rows) for part in batch), strict=True):
             logits = self.model(x, None, *document).flatten(0, 1)
             costs = F.cross_entropy(logits, y.flatten(), ignore_index=IGNORED, reduction="sum")
             (costs / targets).backward()
@@ -172,8 +172,9 @@ def device_of(model: GPT) -> torch.device:
 
 
 def on(model: GPT, batch: Batch) -> list[Tensor]:
-    """A batch where the model is, as int64."""
-    return [carried(part, device_of(model)) for part in batch]
+    """x, y and what else there is of a batch where the model is, as int64."""
+    parts = [carried(part, device_of(model)) for part in batch]
+    return parts if len(parts) > 1 else [parts[0][:, :-1], parts[0][:, 1:]]
 
 
 def carried(part: np.ndarray, device: torch.device) -> Tensor:

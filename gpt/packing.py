@@ -39,7 +39,7 @@ class Ring:
         self.tokens, self.context, self.rows = len(stream), context, -(-len(stream) // context)
 
     def spans(self, seed: int, epoch_R: np.ndarray, place_R: np.ndarray) -> Spans:
-        """One span a row."""
+        """One span a row, in the order of the places."""
         epochs, nth_R = np.unique(epoch_R, return_inverse=True)
         phases = np.array([key(seed, epoch, "phase") % self.tokens for epoch in epochs.tolist()], np.int64)
         begin_R = place_R * self.context

@@ -1,8 +1,8 @@
 """The pretraining loader: batches of token windows as a pure function of (seed, step), without workers or state.
 
-In: a Shards folder, perhaps others to mix in by weight. Out: (x, y) in the shards' own dtype, so that a GPU is sent two
-bytes a token; a resume, on any number of ranks, reads what an undisturbed run would. The order of an epoch is a keyed
-permutation (gpt/data.py), its rows are cut as gpt/packing.py says, several corpora take turns (gpt/mixture.py).
+In: a Shards folder, perhaps others to mix in by weight. Out: T + 1 tokens a row in the shards' own dtype, so that a GPU
+is sent two bytes a token; a resume, on any number of ranks, reads what an undisturbed run would. An epoch's order is a
+keyed permutation (gpt/data.py), its rows are cut by gpt/packing.py, several corpora take turns (gpt/mixture.py).
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from gpt.mixture import SHARES, Turns
 from gpt.packing import Documents, Packing, Ring
 
 # B batch, T time, R rows, S spans
-STEPS_AHEAD, TOKENS_AHEAD = 64, 2**20
-"""The rows of so many steps are read at once; more would not stay in the processor's cache."""
+STEPS_AHEAD, TOKENS_AHEAD = 1024, 2**20
+"""As many steps are read at once, 64 of 16 x 1,024 tokens; more would not stay in the processor's cache."""
 
 
 class Windows:
@@ -33,7 +33,7 @@ class Windows:
         self.corpora = [(stream, self._packed(stream)) for stream in (self.train, *others)]
         parts = [round(weight * SHARES) for _, weight in mix]
         self.turns = Turns([SHARES - sum(parts), *parts])
-        self.ready: tuple[int, ...] = ()
+        self.ready, self.ahead = (), ()
 
     def _packed(self, stream: Stream) -> Packing:
         if self.pack_at is None:
@@ -44,9 +44,9 @@ class Windows:
         return plan
 
     def batch(self, seed: int, step: int, rows: int, rank: int = 0, world: int = 1) -> Batch:
-        """(x, y) of one step, of which each of `world` ranks gets its slice; packed, also each token's document.
+        """One step, of which each of `world` ranks gets its slice; the rows of the steps to come are read together.
 
-        y is int64 with IGNORED in it where a row has padding. Rows of the steps to come are read together.
+        As T + 1 tokens a row; packed, or where a row has padding, as x and y, then int64 with IGNORED in it.
         """
         if rows % world:
             raise UserError(f"a batch of {rows} rows is no multiple of {world} ranks; try {-(-rows // world) * world}")
@@ -54,32 +54,40 @@ class Windows:
         chunk, turn = divmod(step, ahead)
         if self.ready != (asked := (seed, rows, rank, world, chunk)):
             steps = np.arange(chunk * ahead, (chunk + 1) * ahead)
-            self._read(seed, (steps[:, None] * rows + rank * mine + np.arange(mine)).ravel())
+            self.ahead = ()  # its memory is used again, unless a batch of it still is
+            self.ahead = self._read(seed, (steps[:, None] * rows + rank * mine + np.arange(mine)).ravel())
             self.ready, self.short = asked, set((np.flatnonzero(self.length_R < self.context) // mine).tolist())
         at = slice(turn * mine, (turn + 1) * mine)
-        x_BT, y_BT = self.ids_R2T[at, 0], self.ids_R2T[at, 1]
-        if turn in self.short:
-            real_BT = np.arange(self.context) < self.length_R[at, None]
-            y_BT = np.where(real_BT, y_BT.astype(np.int64), IGNORED)
-        return (x_BT, y_BT) if self.pack_at is None else (x_BT, y_BT, self.document_RT[at])
+        batch = tuple(part_RT[at] for part_RT in self.ahead)
+        if turn not in self.short:
+            return batch
+        x_BT, y_BT, *document_BT = batch if len(batch) > 1 else (batch[0][:, :-1], batch[0][:, 1:])
+        real_BT = np.arange(self.context) < self.length_R[at, None]
+        return x_BT, np.where(real_BT, y_BT.astype(np.int64), IGNORED), *document_BT
 
-    def _read(self, seed: int, number_R: np.ndarray) -> None:
-        """The rows of these numbers of the endless sequence. New arrays: what was handed out stays as it is."""
-        shape = len(number_R), 2, self.context
-        self.ids_R2T, self.length_R = np.empty(shape, self.train.dtype), np.zeros(shape[0], np.int64)
-        marks_RT = None if self.pack_at is None else np.zeros((shape[0], self.context + 1), np.uint16)
+    def _read(self, seed: int, number_R: np.ndarray) -> Batch:
+        """The rows of these numbers of the endless sequence, whatever their length; notes the lengths."""
+        packed, rows = self.pack_at is not None, len(number_R)
+        self.length_R = np.zeros(rows, np.int64)
+        ids_RT = np.empty((rows, self.context + (not packed)), self.train.dtype)
+        y_RT = np.empty_like(ids_RT) if packed else None
+        marks_RT = np.zeros((rows, self.context + 1), np.uint16) if packed else None
         which_R, nth_R = self.turns.of(number_R)
         for n, (stream, packing) in enumerate(self.corpora):
             mine, own = np.flatnonzero(which_R == n), key(seed, n, "corpus") if n else seed
             row_S, start_S, length_S = packing.spans(own, *draw(own, nth_R[mine], packing.rows))
             self.length_R[mine] = np.bincount(row_S, length_S, len(mine))
-            self.ids_R2T[mine[self.length_R[mine] < self.context]] = 0
-            at_S = stream.fill(self.ids_R2T, mine[row_S], start_S, length_S)
-            if marks_RT is not None:
+            ids_RT[mine[self.length_R[mine] < self.context]] = 0
+            if y_RT is None or marks_RT is None:
+                stream.fill(ids_RT, mine[row_S], start_S, length_S + 1)
+            else:
+                at_S = stream.fill(ids_RT, mine[row_S], start_S, length_S)
+                stream.fill(y_RT, mine[row_S], start_S + 1, length_S)
                 marks_RT[mine[row_S], at_S] = 1
-        if marks_RT is not None:
-            marks_RT[np.arange(len(marks_RT)), self.length_R] = 1  # padding is a document of its own
-            self.document_RT = np.cumsum(marks_RT[:, :-1], 1, np.int32)
+        if y_RT is None or marks_RT is None:
+            return (ids_RT,)
+        marks_RT[np.arange(rows), self.length_R] = 1  # padding is a document of its own
+        return ids_RT, y_RT, np.cumsum(marks_RT[:, :-1], 1, np.uint16)
 
     def held_out(self, count: int) -> Batch:
         """The first `count` held-out windows in stream order; fewer where the stream ends, a short one at least."""

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,21 @@ def test_a_signal_while_torch_is_imported_is_not_lost(make_run, tmp_path):
     child.send_signal(signal.SIGTERM)
     assert child.wait(60) == 143
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("packing", ["stream", "bfd"])
+def test_a_mixture_stopped_at_every_other_step_ends_with_the_same_bits(make_run, tmp_path, packing):
+    shutil.copytree(tmp_path / "shards", tmp_path / "other")
+    how = {"mix": [[str(tmp_path / "other"), 0.4]], "packing": packing}
+    whole, again, stop = make_run(out="whole") | how, make_run(out="again") | how, Event()
+    assert train(whole, Event())
+    stop.set()
+    for _ in range(5):
+        assert not train(again, stop)
+    with pytest.raises(UserError, match="is from a run with another data"):
+        train(again | {"mix": [[str(tmp_path / "other"), 0.3]]}, Event())
+    assert train(again, Event())
+    assert payload(again["out"]) == payload(whole["out"])
 
 
 def test_evaluation_and_samples_have_no_part_in_training(make_run):
