@@ -306,7 +306,8 @@ def deploy() -> None:
         raise UserError("no Prefect server is known; start it with `gptloom up` or set PREFECT_API_URL")
     from flows.deploy import main as make
 
-    make()
+    if make():
+        raise UserError("Prefect could not make the deployments; its lines above say why")
 
 
 @app.command()

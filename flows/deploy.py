@@ -4,8 +4,9 @@ In: the server that PREFECT_API_URL names (`gptloom up` sets it; in containers t
 things there, however often it is called. The deployments are made by Prefect's own command from `prefect.yaml`.
 """
 
-import os
+import subprocess
 import sys
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,22 @@ LOST = timedelta(seconds=90)
 """A flow run that sends no heartbeat for so long is dead: three of those that settings.QUIET asks for."""
 
 
-def main() -> None:
-    """Make everything, then become Prefect's own `deploy`."""
+def main() -> int:
+    """Make everything; the exit code of Prefect's own `deploy`, which makes the deployments."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         make_pool(client)
-        client.upsert_global_concurrency_limit_by_name("gpu", GPU_SLOTS)
+        make_limit(client)
         make_automation(client)
-        prune(client)
-    prefect = str(Path(sys.executable).parent / "prefect")
-    os.chdir(ROOT)  # Prefect has its runs start in the folder where deploy was called
-    os.execv(prefect, [prefect, "--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml"])
+        wanted = merge(client)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prefect.yaml"
+        file.write_text(wanted)
+        prefect = str(Path(sys.executable).parent / "prefect")
+        # from ROOT: Prefect has its runs start in the folder where deploy was called
+        command = [prefect, "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 def make_pool(client: Any) -> None:
@@ -48,16 +53,40 @@ def make_pool(client: Any) -> None:
         )
 
 
-def prune(client: Any) -> None:
-    """Delete what an earlier prefect.yaml deployed to the pool and this one does not name."""
+def make_limit(client: Any) -> None:
+    """The limit `gpu`; one that is there keeps the slots that somebody gave it."""
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        client.read_global_concurrency_limit_by_name("gpu")
+    except ObjectNotFound:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=GPU_SLOTS))
+
+
+def merge(client: Any) -> str:
+    """prefect.yaml with the schedules and parameters that people gave a scheduled deployment in the UI.
+
+    What an earlier prefect.yaml deployed and this one does not know is deleted; people's own deployments stay.
+    """
     import yaml
     from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 
-    named = {(d["name"], d["entrypoint"]) for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
-    ours = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
-    for deployment in client.read_deployments(work_pool_filter=ours):
-        if (deployment.name, deployment.entrypoint) not in named:
-            client.delete_deployment(deployment.id)
+    wanted = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    named = {(d["name"], d["entrypoint"]): d for d in wanted["deployments"]}
+    entrypoints = {entrypoint for _, entrypoint in named}
+    for there in client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))):
+        if (there.entrypoint or "").startswith("flows.") and there.entrypoint not in entrypoints:
+            client.delete_deployment(there.id)
+        elif "schedules" in (mine := named.get((there.name, there.entrypoint), {})):
+            mine |= {"schedules": [schedule(one) for one in there.schedules], "parameters": there.parameters}
+    return yaml.safe_dump(wanted, allow_unicode=True)
+
+
+def schedule(there: Any) -> dict[str, Any]:
+    """A schedule of the server as prefect.yaml spells it."""
+    told = there.schedule.model_dump(mode="json", exclude_none=True) | {"active": there.active, "slug": there.slug}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def make_automation(client: Any) -> None:
@@ -89,4 +118,4 @@ def make_automation(client: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,14 +27,18 @@ def rerun(
     name: str, of: str, store: Store, changes: Mapping[str, Any], inputs: Mapping[str, str], force: bool
 ) -> Session:
     """Run the stage; `changes` are settings to change (nested, None: as it was), `inputs` REFs by the input's name."""
-    stage, told = stage_named(name), [f"{name}.{path}={json.dumps(value)}" for path, value in flat(changes)]
+    stage, told = (
+        stage_named(name),
+        [f"{name}.{path}={json.dumps(value, ensure_ascii=False)}" for path, value in flat(changes)],
+    )
     given = {port: artifact(store, ref, kinds(stage)[port]) for port, ref in inputs.items() if ref}
     if of in presets() or Path(of).suffix in (".yaml", ".yml"):
         recipe, before = load(of, told), look(load(of), store).results.get(name)
     else:
         made = ancestor(store, locate(store, of)[1], name)
         recipe, before = recorded(name, made, told), made
-        given = {port: _same(store, noted) for port, noted in made["inputs"].items()} | given
+        noted = {port: _same(store, one) for port, one in made["inputs"].items()}
+        given = {**dict.fromkeys(stage.parameters[1:]), **noted, **given}  # what it was made without, it is without
     key = before["key"] if isinstance(before, dict) else before.key if before else ""
     note = f"`{name}:{key}` with {', '.join(f'`{one}`' for one in told)}" if told else f"As in {of}."
     return run(recipe, store, only=name, force=[name] if force else [], given={name: given}, note=note)

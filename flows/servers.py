@@ -38,6 +38,7 @@ from tasks.runtime import say
 from tasks.store import default_store
 
 POOL = "gptloom"
+ADDRESSES = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI"}
 HEALTH = {"prefect": "/api/health", "mlflow": "/health", "worker": f"/api/work_pools/{POOL}"}
 ROOT = Path(__file__).parents[1]
 
@@ -269,8 +270,11 @@ def connect() -> str | None:
     settings = dict(QUIET)
     if home().is_dir():
         settings["PREFECT_HOME"] = str(home() / "prefect")
-    if servers := [name for name, server in known().items() if server.healthy]:
-        settings |= client_environment(Settings.load(), servers)
+    for name, variable in ADDRESSES.items():
+        if (server := known().get(name)) and server.healthy:
+            told = client_environment(Settings.load(), [name])
+            if os.environ.get(variable, told[variable]) == told[variable]:  # another server gets no password of ours
+                settings |= told
     os.environ.update(settings | os.environ)
     return os.environ.get("MLFLOW_TRACKING_URI")
 

@@ -143,13 +143,12 @@ def server_environment(name: str, settings: Settings) -> dict[str, str]:
 
 def client_environment(settings: Settings, names: list[str]) -> dict[str, str]:
     """Where the named servers are, and how to get in."""
-    told = {}
+    told, known = {}, credentials() if settings.auth else {}
     if "prefect" in names:
         told |= {"PREFECT_API_URL": f"{settings.url('prefect')}/api", "PREFECT_UI_URL": settings.url("prefect")}
+        told |= {"PREFECT_API_AUTH_STRING": f"{known['user']}:{known['password']}"} if known else {}
     if "mlflow" in names:
         told["MLFLOW_TRACKING_URI"] = settings.url("mlflow")
-    if settings.auth:
-        known = credentials()
-        told["PREFECT_API_AUTH_STRING"] = f"{known['user']}:{known['password']}"
-        told |= {"MLFLOW_TRACKING_USERNAME": known["user"], "MLFLOW_TRACKING_PASSWORD": known["password"]}
+        told |= {"MLFLOW_TRACKING_USERNAME": known["user"]} if known else {}
+        told |= {"MLFLOW_TRACKING_PASSWORD": known["password"]} if known else {}
     return told

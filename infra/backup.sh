@@ -17,6 +17,11 @@ out=$(realpath -m "$1")
 [[ $out/ != "$home"/* && $out/ != "$store"/* ]] || die "$out lies inside of what is backed up; name a folder elsewhere"
 [[ -d $home || -d $store ]] || die "neither GPTLOOM_HOME ($home) nor GPTLOOM_STORE ($store) exists; set them"
 
+if [[ -e $home/servers.json ]]; then # `up` was here: what it made must be found
+    [[ -d $store ]] || die "there is no store at $store; set GPTLOOM_STORE"
+    [[ -n $database || -f $home/mlflow.db ]] || die "$home has no mlflow.db; set GPTLOOM_DATABASE to PostgreSQL's address"
+fi
+
 mkdir -p "$(dirname "$out")"
 part=$(mktemp -d "$out.XXXXXX.part")
 trap 'rm -rf "$part"' EXIT
@@ -26,7 +31,7 @@ if [[ -d $store/tracking ]]; then
     (cd "$store" && find tracking -name delivered.json -exec cp --parents -p -t "$part/store" {} +)
 fi
 
-if [[ -n ${GPTLOOM_DATABASE:-} ]]; then
+if [[ -n $database ]]; then
     connect
     mkdir "$part/databases"
     for name in prefect mlflow mlflow_auth; do

@@ -8,7 +8,14 @@ umask 077
 export LC_ALL=C
 
 home=$(realpath -m "${GPTLOOM_HOME:-.gptloom}")
-store=$(realpath -m "${GPTLOOM_STORE:-store}")
+
+# What `gptloom up` was told and keeps, where the environment is silent.
+told() {
+    python3 -c 'import json, sys; print(json.load(open(sys.argv[1])).get(sys.argv[2], ""))' "$home/servers.json" "$1" 2> /dev/null || true
+}
+store=${GPTLOOM_STORE:-$(told store)}
+store=$(realpath -m "${store:-store}")
+database=${GPTLOOM_DATABASE:-$(told database)}
 
 die() {
     echo "error: $*" >&2
@@ -34,7 +41,7 @@ copy() {
 # Take the address apart for libpq, which reads the environment: every user of the machine sees a command's words.
 connect() {
     local settings
-    settings=$(python3 -c '
+    settings=$(GPTLOOM_DATABASE=$database python3 -c '
 import os, shlex, sys
 from urllib.parse import unquote, urlsplit
 

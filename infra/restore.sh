@@ -10,7 +10,8 @@ source "$(dirname "$(realpath "$0")")/common.sh"
 from=$(realpath -m "$1")
 [[ -f $from/SHA256SUMS ]] || die "$from has no SHA256SUMS: it is no backup, or not a whole one"
 found=$(mktemp)
-trap 'rm -rf "$found" "$home.part" "$store.part"' EXIT
+part=
+trap 'rm -rf "$found" ${part:+"$part"}' EXIT
 sums "$from" > "$found"
 cmp -s "$found" "$from/SHA256SUMS" ||
     die "$from is damaged, first at $(diff -a "$found" "$from/SHA256SUMS" |
@@ -23,7 +24,7 @@ empty "$home" || die "GPTLOOM_HOME ($home) is not empty; name a new folder, or m
 empty "$store" || die "GPTLOOM_STORE ($store) is not empty; name a new folder, or move this one away"
 
 if [[ -d $from/databases ]]; then
-    [[ -n ${GPTLOOM_DATABASE:-} ]] || die "the backup is of PostgreSQL; set GPTLOOM_DATABASE to a server for it"
+    [[ -n $database ]] || die "the backup is of PostgreSQL; set GPTLOOM_DATABASE to a server for it"
     connect
     tables="SELECT count(*) FROM pg_stat_user_tables"
     for dump in "$from"/databases/*.dump; do
@@ -36,15 +37,16 @@ if [[ -d $from/databases ]]; then
         has_database "$name" || createdb --no-password "$name"
         pg_restore --no-password --exit-on-error --single-transaction --no-owner --no-acl --dbname "$name" "$dump"
     done
-elif [[ -n ${GPTLOOM_DATABASE:-} ]]; then
+elif [[ -n $database ]]; then
     die "the backup is of SQLite files; unset GPTLOOM_DATABASE"
 fi
 
-for place in store home; do
-    rm -rf "${!place}.part"
-    copy "$from/$place" "${!place}.part"
-    sync --file-system "${!place}.part"
+for place in home store; do # in this order: the store may lie inside of home
+    mkdir -p "$(dirname "${!place}")"
+    part=$(mktemp -d "${!place}.XXXXXX.part")
+    copy "$from/$place" "$part"
+    sync --file-system "$part"
     [[ ! -d ${!place} ]] || rmdir "${!place}"
-    mv -T "${!place}.part" "${!place}"
+    mv -T "$part" "${!place}"
 done
 echo "restored $home and $store; start the servers as before: gptloom up [--auth] [--database URL]"

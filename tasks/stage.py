@@ -35,7 +35,7 @@ from tasks.tracking import Child, Tracker
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
 S = TypeVar("S", bound="Session")
-Given = Mapping[str, Mapping[str, Artifact]]
+Given = Mapping[str, Mapping[str, Artifact | None]]
 
 
 class Stage(Generic[P, A]):
@@ -110,7 +110,8 @@ class Session:
         self.results[stage.name] = Result(stage.name)
         given = self.given.get(stage.name, {})
         above = (artifact.stage for port, artifact in inputs.items() if port not in given)
-        self.edges[stage.name], inputs = list(dict.fromkeys(above)), {**inputs, **given}
+        self.edges[stage.name] = list(dict.fromkeys(above))
+        inputs = {port: artifact for port, artifact in {**inputs, **given}.items() if artifact}
         if self.wanted is not None and stage.name not in self.wanted:
             return blank(stage)
         if in_flow_run():

@@ -141,6 +141,30 @@ def test_a_backup_that_fails_leaves_nothing(small, script, tmp_path):
     assert not list(tmp_path.glob("backup*"))
 
 
+def test_without_the_environment_that_is_backed_up_which_up_was_told_and_a_missing_store_is_one_line(
+    small, script, tmp_path, monkeypatch
+):
+    home, store = small
+    (home / "servers.json").write_text(json.dumps({"store": str(store), "database": ""}))
+    monkeypatch.delenv("GPTLOOM_STORE")
+    assert script("backup.sh", tmp_path / "backup").returncode == 0
+    assert files(tmp_path / "backup" / "store") == files(store)
+    store.rename(tmp_path / "elsewhere")
+    done = script("backup.sh", tmp_path / "again")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "there is no store at" in done.stderr
+
+
+def test_a_store_inside_of_home_comes_back(small, script, tmp_path):
+    assert script("backup.sh", tmp_path / "backup").returncode == 0
+    home = tmp_path / "new"
+    done = script("restore.sh", tmp_path / "backup", GPTLOOM_HOME=str(home), GPTLOOM_STORE=str(home / "store"))
+    assert done.returncode == 0, done.stderr
+    assert files(home / "store") == files(small[1])
+    assert (home / "mlflow.db").exists()
+    assert not list(tmp_path.glob("*.part"))
+
+
 # -- the whole: real servers, a real run -----------------------------------------------------------------------------
 
 
