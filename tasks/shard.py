@@ -20,7 +20,7 @@ from pydantic import Field
 from gpt.errors import UserError
 from tasks.artifacts import Config, Corpus, Metrics, Shards, Tokenizer
 from tasks.corpus import tables
-from tasks.encoders import engines, loaded
+from tasks.encoders import engines, loaded, narrowest
 from tasks.files import file_digest, link
 from tasks.runtime import runtime, say
 from tasks.stage import stage
@@ -45,7 +45,7 @@ class Shard(Config):
 def shard(out: Path, config: Shard, corpus: Corpus, tokenizer: Tokenizer) -> Metrics:
     """Encode the corpus into token shards with a validation split; each corpus part has shards of its own."""
     made, parts, rules = loaded(tokenizer.path), corpus.parts, _rules(config, corpus.parts)
-    dtype = "uint16" if made.vocab_size <= 2**16 else "uint32"
+    dtype = narrowest(made.vocab_size).name
     identities = [[file_digest(path), made.digest, rules[n], n == 0] for n, path in enumerate(parts)]
     feed = _feed(out / "units", identities, parts, rules, tokenizer=tokenizer.path, dtype=dtype)
     built = [part(identities[n], partial(_build, feed, n, made.eot)) for n in range(len(parts))]

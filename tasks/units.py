@@ -130,7 +130,7 @@ def _encode(unit: Unit, engine: Engine) -> Encoded:
             else:
                 found = _whole(names, sizes, unit.rule)
             flat, found["tokens"] = engine.encode_batch(texts)
-            file.write(flat.astype(unit.dtype).data)
+            file.write(flat.data)
             found["row"] += row
             row += len(names)
             pieces.append(found)
@@ -141,9 +141,12 @@ def _read(unit: Unit) -> Iterator[tuple[list[str], list[str], np.ndarray]]:
     """Ids, texts and their bytes, a row group at a time."""
     with pq.ParquetFile(unit.path, page_checksum_verification=True) as file:
         for group in unit.groups:
-            table = file.read_row_group(group, ["id", "text"])
-            sizes = pc.binary_length(table["text"]).to_numpy()  # ty: ignore[missing-attribute]
-            yield table["id"].to_pylist(), table["text"].to_pylist(), sizes
+            yield _columns(file.read_row_group(group, ["id", "text"]))
+
+
+def _columns(table: pa.Table) -> tuple[list[str], list[str], np.ndarray]:
+    sizes = pc.binary_length(table["text"]).to_numpy()  # ty: ignore[missing-attribute]
+    return table["id"].to_pylist(), table["text"].to_pylist(), sizes
 
 
 def _whole(names: list[str], sizes: np.ndarray, held_out: float) -> np.ndarray:
