@@ -4,10 +4,10 @@ In: a folder with `ranks.tiktoken` and `tokenizer.json`. Out: `Tokenizer`; its `
 Method: GPT-2's byte-level BPE; a merge's priority is the id it makes, so ranks and merges tell the same (tiktoken).
 """
 
-import base64
 import hashlib
 import json
 import re
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
 from itertools import pairwise
 from operator import itemgetter
@@ -51,7 +51,7 @@ class Tokenizer:
         self.vocab_size = len(ranks) + len(specials)
         assert {*ranks.values(), *specials.values()} == set(range(self.vocab_size)), "ids have gaps or meet"
         self.eot, self.end = self.stops = specials[EOT], specials[END]
-        self._lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in self.ranks.items())
+        self._lines = b"".join(b2a_base64(token, newline=False) + b" %d\n" % rank for token, rank in self.ranks.items())
         # The name of the content: equal digests, equal meaning of every id.
         self.digest = hashlib.sha256(json.dumps([PATTERNS[pattern], self.specials]).encode() + self._lines).hexdigest()
         self._bpe = tiktoken.Encoding("own", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=specials)
@@ -68,7 +68,7 @@ class Tokenizer:
         except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{folder} is no tokenizer of gptloom ({error}); name a folder that it wrote") from error
         specials = {token["content"]: token["id"] for token in saved["added_tokens"]}
-        return cls({base64.b64decode(token): int(rank) for token, rank in lines}, pattern, specials)
+        return cls({a2b_base64(token): int(rank) for token, rank in lines}, pattern, specials)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text: `<|endoftext|>` inside it stays text; lone surrogates become U+FFFD."""
