@@ -2,8 +2,9 @@
 
 In: a tokenizer, texts. Out: metrics, and in `report/` the same as tables (JSON, Markdown) and a figure. OpenAI's are
 compared where tiktoken's cache has them: nothing goes to the network for a report.
-A text is code when at least 3 % of its non-blank characters are among `(){}[];_=` (so are 90 to 99 % of Python, C and
-JavaScript files, at most 3 % of novels, plays and word problems); else it belongs to the script of most of its letters.
+A text is code when at least three of `(){}[];_=` occur in it and make 3 % of its non-blank characters (so it is with 90
+to 99 % of Python, C and JavaScript files, at most 3 % of novels, plays and word problems); else it belongs to the script
+of most of its letters.
 """
 
 import json
@@ -18,7 +19,7 @@ from gpt.tokenizer import Tokenizer, reserve
 from tasks import openai
 from tasks.artifacts import Metrics
 
-SIGNS, CODE_SHARE = "(){}[];_=", 0.03
+SIGNS, CODE_SIGNS, CODE_SHARE = "(){}[];_=", 3, 0.03
 SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 UNSPACED = ("Han", "Kana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
 """Scripts without blanks between words."""
@@ -58,7 +59,8 @@ def kind(text: str) -> str:
     """`code`, or a Unicode script such as Latin, Cyrillic, Han, Arabic; `none` without letters."""
     letters = Counter(text)
     solid = sum(count for letter, count in letters.items() if not letter.isspace())
-    if sum(letters[sign] for sign in SIGNS) >= CODE_SHARE * max(1, solid):
+    signs = [letters[sign] for sign in SIGNS if letters[sign]]
+    if len(signs) >= CODE_SIGNS and sum(signs) >= CODE_SHARE * solid:
         return "code"
     scripts = Counter[str]()
     for letter, count in letters.items():

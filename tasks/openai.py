@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 
 from gpt.errors import UserError
-from tasks.files import hash_file
+from tasks.files import hash_file, sync
 from tasks.runtime import say
 
 
@@ -94,9 +94,8 @@ def _download(url: str) -> bytes:
 def _write(target: Path, content: bytes) -> None:
     """All of it or nothing, whoever else writes at the same time."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, target)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        whole = Path(folder) / target.name
+        whole.write_bytes(content)
+        sync(whole)
+        os.replace(whole, target)

@@ -1,55 +1,24 @@
-"""The tokenizer stage: every kind of vocabulary means the same to tiktoken, tokenizers and transformers."""
+"""The tokenizer stage: what it trains, takes, samples and refuses."""
 
+import json
 import logging
-import shutil
-import sys
-import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiktoken
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer as HuggingFace
 
-from gpt.chat import render
 from gpt.errors import UserError
-from gpt.tokenizer import SPECIALS, Tokenizer
+from gpt.tokenizer import Tokenizer
+from tasks import openai
 from tasks.artifacts import Corpus
+from tasks.fertility import kind
 from tasks.tokenizer import Vocabulary, sample, tokenizer
 
 PROSE = (
     "It's the 1st of 12,345 loops; we'll weave what they've spun. ¿Qué más, señor?\nfor i in range(10):\n\tprint(i)\n"
 )
 SCRIPTS = "日本語のテキスト Привет, мир! γειά σου שלום مرحبا १२३४५ ١٢٣٤٥ ๑๒๓๔๕ 12345678 Ⅻ²³ ﬁ ß ſ İı K"
-ODD = [
-    *(
-        "",
-        " ",
-        "  ",
-        "\n",
-        "\r\n\r\n",
-        " \r\n \n\t x",
-        "a\0b\0",
-        "\x00\x01\x7f\x80\xa0\xad",
-        "\u2028\u2029\u0085\u3000x",
-    ),
-    *("👩‍👩‍👧‍👦 🏳️‍🌈 🇪🇸🇵🇪 👍🏽 ❤️", "e\u0301 é\u200d\u200b\ufeff", "\ud7ff\ue000\ufffd\U0010ffff"),
-    *(piece * 5000 for piece in ("x", " ", "1", "!?", "é", "ab ", "\n\n x", "😀")),
-    *(
-        "I'M WE'LL they'D 's 'S 't''s ’s",
-        "a'ſ 'ſt",
-        "CamelCaseHTTPServer2x ABCdef",
-        " leading and trailing ",
-        "a  b   c    d",
-    ),
-    *("".join(SPECIALS), "<|endoftext|>a<|end|> <|user|>\n<|assistant|", "<|endoftext|>" * 2, "<|reserved_100256|>"),
-    *(SCRIPTS, PROSE),
-]
-ASSIGNED = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]
-POINTS = ["".join(f"{c}{c} " for c in ASSIGNED[n : n + 512]) for n in range(0, len(ASSIGNED), 512)]
 
 
 def corpus(folder: Path, *texts: str, parts: int = 1) -> Corpus:
@@ -67,96 +36,6 @@ def build(folder: Path, config: Vocabulary, documents: Corpus) -> tuple[Path, di
     return folder, tokenizer.fn(folder, config, documents)
 
 
-@pytest.fixture(scope="module", params=["bpe", "characters", "gpt2", "cl100k_base", "o200k_base"])
-def made(request, tmp_path_factory) -> tuple[str, Path]:
-    """One folder of each kind, made by the stage."""
-    root = tmp_path_factory.mktemp(request.param)
-    documents = corpus(root / "corpus", *[PROSE * 5, SCRIPTS] * 3)
-    options = {"vocab_size": 600} if request.param == "bpe" else {}
-    if request.param not in ("bpe", "characters"):
-        cache = request.getfixturevalue("shared_data") / "tiktoken_cache"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
-            return request.param, build(root / "out", Vocabulary(name=request.param), documents)[0]
-    return request.param, build(root / "out", Vocabulary(name=request.param, **options), documents)[0]
-
-
-def others(name: str, folder: Path) -> dict:
-    """Other software's encoders of the same folder, special tokens in text being text, and the official one."""
-    from transformers import AutoTokenizer, GPT2TokenizerFast
-
-    saved = HuggingFace.from_file(str(folder / "tokenizer.json"))
-    saved.encode_special_tokens = True
-    auto = AutoTokenizer.from_pretrained(folder)
-    found = {
-        "tokenizers": lambda text: saved.encode(text).ids,
-        "AutoTokenizer": lambda text: auto(text, split_special_tokens=True)["input_ids"],
-    }
-    if name in ("bpe", "gpt2"):
-        bare = folder.parent / "bare"
-        bare.mkdir(exist_ok=True)
-        for file in ("vocab.json", "merges.txt"):
-            shutil.copy(folder / file, bare / file)
-        alone = GPT2TokenizerFast.from_pretrained(bare)
-        found["vocab.json and merges.txt"] = lambda text: alone(text, split_special_tokens=True)["input_ids"]
-    if name not in ("bpe", "characters"):
-        found["OpenAI's"] = tiktoken.get_encoding(name).encode_ordinary
-    return found
-
-
-@pytest.fixture(scope="module")
-def readers(made, request):
-    """(ours, the others) for one kind of vocabulary."""
-    with pytest.MonkeyPatch.context() as patch:
-        if made[0] not in ("bpe", "characters"):
-            patch.setenv("TIKTOKEN_CACHE_DIR", str(request.getfixturevalue("shared_data") / "tiktoken_cache"))
-        return Tokenizer.load(made[1]), others(*made)
-
-
-def differing(readers, texts: list[str]) -> list[tuple[str, str]]:
-    ours, theirs = readers
-    return [(who, text[:40]) for text in texts for who, encode in theirs.items() if encode(text) != ours.encode(text)]
-
-
-def test_all_engines_agree_on_odd_texts_and_every_code_point(readers):
-    assert differing(readers, ODD) == []
-    assert differing(readers, POINTS) == []
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_all_engines_agree_on_any_text_and_decoding_undoes_it(readers, text):
-    assert differing(readers, [text]) == []
-    assert readers[0].decode(readers[0].encode(text)) == text
-
-
-def test_transformers_renders_chats_to_the_same_ids_and_mask(made):
-    from transformers import AutoTokenizer
-
-    theirs, ours = AutoTokenizer.from_pretrained(made[1]), Tokenizer.load(made[1])
-    talk = [
-        ("system", " Be brief.\n"),
-        ("user", SCRIPTS),
-        ("assistant", "\n12345 é😀 "),
-        ("user", PROSE),
-        ("assistant", "ok"),
-    ]
-    messages = [{"role": role, "content": content} for role, content in talk]
-    written = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    assert (written["input_ids"], written["assistant_masks"]) == render(ours, messages)
-    asked = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)
-    assert asked["input_ids"] == render(ours, messages[:-1], reply=True)[0]
-
-
-def test_special_tokens_have_the_same_ids_for_transformers_and_eos_ends_a_base_text(made):
-    from transformers import AutoTokenizer
-
-    theirs, ours = AutoTokenizer.from_pretrained(made[1]), Tokenizer.load(made[1])
-    assert {token: theirs.convert_tokens_to_ids(token) for token in ours.specials} == ours.specials
-    assert (theirs.eos_token_id, len(theirs)) == (ours.eot, ours.vocab_size)
-    assert set(ours.specials) <= set(theirs.all_special_tokens)
-
-
 def test_a_trained_bpe_has_the_size_asked_for_and_the_same_bytes_each_time(tmp_path):
     documents = corpus(tmp_path / "corpus", *[PROSE + str(n) for n in range(50)], parts=3)
     one, metrics = build(tmp_path / "one", Vocabulary(vocab_size=320), documents)
@@ -164,6 +43,15 @@ def test_a_trained_bpe_has_the_size_asked_for_and_the_same_bytes_each_time(tmp_p
     assert metrics["data/vocab_size"] == Tokenizer.load(one).vocab_size == 320
     assert all(file.read_bytes() == (two / file.name).read_bytes() for file in one.iterdir() if file.is_file())
     assert metrics["data/bytes_per_token"] > 1.3
+
+
+@pytest.mark.parametrize("pattern", ["cl100k_base", "o200k_base"])
+def test_a_bpe_can_be_trained_on_other_patterns(tmp_path, pattern):
+    documents = corpus(tmp_path / "corpus", *["In 20261121 they'VE  paid 20261121 SomeName\r\n\r\n"] * 20)
+    folder, _ = build(tmp_path / "out", Vocabulary(vocab_size=300, pattern=pattern), documents)
+    loaded = Tokenizer.load(folder)
+    assert loaded.pattern == pattern
+    assert max(len(token) for token in loaded.ranks if token.isdigit()) == 3, "no more than three digits together"
 
 
 def test_a_small_corpus_yields_fewer_tokens_and_says_so(tmp_path, caplog):
@@ -212,6 +100,7 @@ def test_settings_without_effect_are_refused_and_defaults_are_not():
         {"name": "gpt2", "vocab_size": 999},
         {"ref": "x", "sample_mb": 5},
         {"name": "characters", "sample_mb": 5},
+        {"name": "o200k_base", "pattern": "o200k_base"},
     ):
         with pytest.raises(ValueError, match="for a bpe trained here"):
             Vocabulary(**wrong)
@@ -223,28 +112,15 @@ def test_settings_without_effect_are_refused_and_defaults_are_not():
 def test_a_capped_sample_is_near_its_size_and_leaves_validation_out(tmp_path, count):
     from tasks.shard import lot
 
-    texts = [f"{n} " + PROSE * (40_000 // count) for n in range(count)]
-    texts_of = sample(corpus(tmp_path / "corpus", *texts, parts=2), 2)
+    texts = [f"{n} " + PROSE * (40_000 // count) + f" {n}" for n in range(count)]
+    documents = corpus(tmp_path / "corpus", *texts, parts=2)
+    texts_of, unseen = sample(documents, 2), set(sample(documents, 2, unseen=True))
     taken = {text.split()[0]: len(text.encode()) for text in texts_of}
     assert 1.4e6 < sum(taken.values()) < 2.6e6, f"{sum(taken.values()):,} bytes of 2 MB asked for"
+    ends = {text.split()[-1] for text in unseen}
+    assert ends == set(taken) if count == 4 else not ends & set(taken), "of four documents the other end is read"
     if count == 400:
         assert min(lot(f"d{n}") for n in taken) > 0.05, "documents of the lowest lots are for validation"
-
-
-def test_a_vocabulary_out_of_reach_says_which_file_to_put_where(tmp_path, monkeypatch):
-    import requests
-
-    def no_network(*_, **__):
-        raise requests.ConnectionError("no route")
-
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(requests, "get", no_network)
-    for name, file in (
-        ("gpt2", "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4"),
-        ("o200k_base", "fb374d419588a4632f3f557e76b4b70aebbca790"),
-    ):
-        with pytest.raises(UserError, match=rf"{name}.*save it as {tmp_path}/cache/{file}"):
-            build(tmp_path / name, Vocabulary(name=name), corpus(tmp_path / f"{name}-corpus", PROSE))
 
 
 @pytest.mark.shared
@@ -255,3 +131,44 @@ def test_don_quijote_trains_a_bpe_and_comes_back_whole(tmp_path, shared_data):
     assert loaded.vocab_size == 4096
     assert loaded.decode(loaded.encode(text)) == text
     assert metrics["data/bytes_per_token"] > 3.3, f"{metrics['data/bytes_per_token']:.2f} bytes per token"
+
+
+@pytest.mark.shared
+def test_the_report_tells_how_well_it_fits_each_script_and_code_beside_openai(tmp_path, shared_data, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken_cache"))
+    latin = (shared_data / "quijote.txt").read_text(encoding="utf-8")[:60_000].split("\n\n")
+    others = ["Привет, мир, как дела?"] * 9 + ["漢字文本處理"] * 9 + ["def f(x):\n    return [x_ for x_ in g(x)]\n"] * 9
+    folder, metrics = build(tmp_path / "out", Vocabulary(vocab_size=1000), corpus(tmp_path / "corpus", *latin, *others))
+    rows = json.loads((folder / "report" / "fertility.json").read_text())
+    by = {(row["text"], row["vocabulary"]): row for row in rows}
+    assert {text for text, _ in by} >= {"all", "Latin", "Cyrillic", "Han", "code"}
+    assert {who for _, who in by} == {"this", "gpt2", "cl100k_base", "o200k_base"}
+    assert by["all", "this"]["bytes_per_token"] == metrics["data/bytes_per_token"]
+    assert by["Cyrillic", "o200k_base"]["bytes_per_token"] > 2 * by["Cyrillic", "gpt2"]["bytes_per_token"]
+    assert by["Han", "gpt2"]["tokens_per_word"] is None, "its words are not told apart by blanks"
+    assert (folder / "report" / "fertility.png").read_bytes().startswith(b"\x89PNG")
+    assert "| Cyrillic | 9 |" in (folder / "report" / "fertility.md").read_text()
+    assert len(metrics) <= 8
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("¿Qué más, señor? (dijo)", "Latin"),
+        ("γειά σου", "Greek"),
+        ("שלום", "Hebrew"),
+        ("ひらがなと漢字", "Kana"),
+        ("int main(void) { return 0; }", "code"),
+        ("12 + 12", "none"),
+    ],
+)
+def test_a_text_is_code_or_of_the_script_of_most_of_its_letters(text, told):
+    assert kind(text) == told
+
+
+def test_the_report_never_goes_to_the_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr(openai, "_download", lambda url: pytest.fail(url))
+    folder, _ = build(tmp_path / "out", Vocabulary(vocab_size=300), corpus(tmp_path / "corpus", PROSE))
+    rows = json.loads((folder / "report" / "fertility.json").read_text())
+    assert {row["vocabulary"] for row in rows} == {"this"}
