@@ -6,6 +6,7 @@ Each corpus part has files of its own, which later artifacts share, and its docu
 """
 
 import json
+import shutil
 from collections import Counter
 from functools import partial
 from itertools import chain
@@ -49,7 +50,7 @@ def shard(out: Path, config: Shard, corpus: Corpus, tokenizer: Tokenizer) -> Met
     identities = [[file_digest(path), made.digest, rules[n], n == 0] for n, path in enumerate(parts)]
     feed = _feed(out / "units", identities, parts, rules, tokenizer=tokenizer.path, dtype=dtype)
     built = [part(identities[n], partial(_build, feed, n, made.eot)) for n in range(len(parts))]
-    (out / "units").rmdir()
+    shutil.rmtree(out / "units")
     engines.cache_clear()  # where this process encoded, it has more to do than to keep a cache of words
     totals = {split: sum((Counter(facts[split]) for _, facts in built), Counter()) for split in SPLITS}
     if empty := [split for split in SPLITS if not totals[split]["documents"]]:

@@ -169,6 +169,19 @@ def test_a_new_part_leaves_the_others_shared_and_equals_a_run_from_scratch(tmp_p
     assert (grown.digest, len(grown.files("train"))) == (fresh.digest, 3)
 
 
+@pytest.mark.parametrize("wrongly", [False, True])
+def test_parts_that_come_or_go_while_others_are_made_do_no_harm(tmp_path, vocabulary, monkeypatch, wrongly):
+    documents_ = corpus(tmp_path / "corpus", [named(TEXTS, letter) for letter in "abc"])
+    with using(Session(Store(tmp_path / "store"))):
+        first = shard(Shard(), documents_.model_copy(update={"digest": "1"}), vocabulary)
+        if wrongly:
+            shutil.rmtree(next((tmp_path / "store/parts/shard").iterdir()))
+        monkeypatch.setattr("tasks.shard.has_part", lambda identity: wrongly)
+        again = shard(Shard(), documents_.model_copy(update={"digest": "2"}), vocabulary)
+    assert (again.digest, again.metrics["data/parts_reused"]) == (first.digest, 2 if wrongly else 3)
+    assert not (again.path / "units").exists()
+
+
 def test_large_vocabularies_take_four_bytes_a_token(tmp_path):
     ranks = {bytes([byte]): rank for rank, byte in enumerate(LETTERS)}
     ranks |= {bytes([a, b]): 256 + 256 * a + b for a in range(256) for b in range(256)}
