@@ -173,7 +173,8 @@ def device_of(model: GPT) -> torch.device:
 
 def on(model: GPT, batch: Batch) -> list[Tensor]:
     """x, y and what else there is of a batch where the model is, as int64."""
-    parts = [carried(part, device_of(model)) for part in batch]
+    device = device_of(model)
+    parts = [carried(part, device) for part in batch]
     return parts if len(parts) > 1 else [parts[0][:, :-1], parts[0][:, 1:]]
 
 
