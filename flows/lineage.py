@@ -86,6 +86,9 @@ def registered(ref: str, uri: str) -> tuple[Any, Any]:
             return client, client.get_model_version_by_alias(name, alias)
         return client, client.get_model_version(*name.split("/"))
     except (MlflowException, TypeError) as error:
+        if getattr(error, "error_code", "") == "INTERNAL_ERROR":  # what its client says of a server that is away
+            what = f"MLflow at {uri} does not answer ({str(error).splitlines()[0][:120]})"
+            raise UserError(f"{what}; see `gptloom status`, or mend MLFLOW_TRACKING_URI") from error
         what = f"{ref}: no such registered model, alias or version"
         raise UserError(f"{what}; models:/gptloom@challenger is the newest") from error
 

@@ -7,6 +7,7 @@ ten seconds); for named GPUs they are FLOPs over the data sheet's peak x the sha
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ GPU_SHARE = 0.4
 BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.9, "characters": 1.0}
 """English prose and code; other scripts take more tokens."""
 VOCABULARY = {"gpt2": 50_261, "cl100k_base": 100_281, "o200k_base": 200_023, "characters": 400}
+PACKED = 4
+"""Bytes of JSON lines by those of their .gz or .zst, roughly."""
 PER_MB_S = {"ingest": 0.7, "filter": 0.15, "dedup": 0.2, "tokenizer": 0.15, "shard": 0.07}
 """Seconds a MB of source text, on two cores, as measured on the demo's 8 MB, processes' start included."""
 TALK_S, START_S, EXPORT_S, FLOW_BYTES = 3.0, 4.0, 4.5, 400_000_000
@@ -76,12 +79,14 @@ class Rates:
 def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     """The lines of `gptloom plan`."""
     sources = find(recipe.ingest.sources)
-    size = sum(s.size_bytes for s in sources) or recipe.ingest.max_mb * 1_000_000
+    size = sum(s.size_bytes * (PACKED if s.format.endswith((".gz", ".zst")) else 1) for s in sources)
+    size += sum(recipe.ingest.max_mb * 1e6 for s in sources if s.kind == "pydocs")
+    hub = "".join(f"; of {s.path} the size is unknown" for s in sources if s.kind == "hub")
     tokens = size / BYTES_PER_TOKEN[recipe.tokenizer.name]
     model, vocab = recipe.pretrain.model, VOCABULARY.get(recipe.tokenizer.name, recipe.tokenizer.vocab_size)
     matrices, vectors = parameters(model, vocab)
     rates = datasheet(recipe, matrices, vectors, vocab, gpus) if gpus else measured(recipe, vocab)
-    yield f"corpus     {size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens"
+    yield f"corpus     {size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens{hub}"
     about = f"{model.family}, depth {model.depth}, width {model.width}"
     yield f"model      {(matrices + vectors) / 1e6:,.2f} M parameters ({about})"
     per_token = 6 * matrices + 12 * model.depth * model.width * model.context  # forward and backward
@@ -164,7 +169,7 @@ def measured(recipe: Recipe, vocab: int) -> Rates:
 def datasheet(recipe: Recipe, matrices: int, vectors: int, vocab: int, gpus: str) -> Rates:
     """The rates of named GPUs."""
     count, _, kind = gpus.rpartition("x")
-    if kind not in PEAK_TFLOPS or not (count or "1").isdigit():
+    if kind not in PEAK_TFLOPS or not re.fullmatch("[1-9][0-9]*", count or "1"):
         raise UserError(f"--gpus {gpus}: must read like 8xH100; known are {', '.join(PEAK_TFLOPS)}")
     model, number = recipe.pretrain.model, int(count or 1)
     flops = 6 * matrices + 12 * model.depth * model.width * model.context

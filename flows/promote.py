@@ -9,6 +9,7 @@ clearly worse on no measure and clearly better on one, both asked the same: equa
 """
 
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,7 +150,9 @@ def against(new: Exam, old: Exam) -> tuple[str, str]:
 
 
 def clearly(new: dict[str, Any], old: dict[str, Any]) -> int:
-    """1 better, -1 worse, 0 neither: by intervals that lie apart, for bits per byte by their ratio."""
+    """1 better, -1 worse, 0 neither: by intervals that lie apart, for bits per byte by their ratio; NaN is worse."""
+    if not math.isfinite(new["value"]):
+        return -1
     if new["low"] is None or old["low"] is None:
         ratio = new["value"] / old["value"]
         return -1 if ratio > WORSE else 1 if ratio < BETTER else 0

@@ -46,6 +46,8 @@ class Trained(Config):
 class Memory(Config):
     """What one refresh leaves to the next. Nothing in it tells of time: a refresh done twice leaves the same."""
 
+    asked: tuple[str, ...] = ()
+    """What the recipe listed."""
     sources: tuple[Known, ...] = ()
     """In the order of their parts."""
     vocabulary: dict[str, Any] = Field({})
@@ -67,6 +69,9 @@ def refresh(recipe: Recipe, store: Store, train: bool = False) -> Report:
     file = store.root / "refresh" / f"{recipe.name}.json"
     with locked(file.with_suffix(".lock"), f"{recipe.name} is being refreshed by another process; waiting for it"):
         before = recall(file)
+        if before.asked and not {*before.asked} & {*asked(recipe)}:
+            what = f"name={recipe.name}: this store knows it with other sources ({before.asked[0]}, ...)"
+            raise UserError(f"{what}; give this recipe a name of its own, or remove {file}")
         change = compare(before.sources, find(recipe.ingest.sources, recipe.ingest.max_mb, note=say))
         session = run(planned(recipe, before, change, store), store, until="" if train else "shard")
         made, known = report(recipe.name, session, change)
@@ -87,6 +92,12 @@ def planned(recipe: Recipe, before: Memory, change: Change, store: Store) -> Rec
         init = last.init if last.sources == change.digests else last.model
         recipe = _with(recipe, pretrain=_with(recipe.pretrain, init=init))
     return recipe
+
+
+def asked(recipe: Recipe) -> tuple[str, ...]:
+    """What the recipe lists as sources, the same from any working folder."""
+    abstract = ("hf:", "pydocs")
+    return tuple(e if e.startswith(abstract) else os.path.abspath(e) for e in recipe.ingest.sources)
 
 
 def _with(config: C, **fields: Any) -> C:
@@ -115,6 +126,7 @@ def learned(recipe: Recipe, before: Memory, change: Change, session: Session, kn
         init = read_manifest(Path(results["pretrain"].path))["config"]["init"]
         trained = Trained(model=refs["pretrain"], init=init, sources=change.digests)
     return Memory(
+        asked=asked(recipe),
         sources=tuple(known),
         vocabulary=recipe.tokenizer.model_dump(mode="json"),
         tokenizer=before.tokenizer if _pins(recipe, before) else refs["tokenizer"],

@@ -5,6 +5,7 @@ With a recipe what lies above must be in the store. With a REF settings and inpu
 manifests tell, so any registered model can be evaluated or exported anew.
 """
 
+import dataclasses
 import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +28,9 @@ def rerun(
     name: str, of: str, store: Store, changes: Mapping[str, Any], inputs: Mapping[str, str], force: bool
 ) -> Session:
     """Run the stage; `changes` are settings to change (nested, None: as it was), `inputs` REFs by the input's name."""
-    stage, told = (
-        stage_named(name),
-        [f"{name}.{path}={json.dumps(value, ensure_ascii=False)}" for path, value in flat(changes)],
-    )
+    stage = stage_named(name)
+    settings = flat(changes, stage.config_type)
+    told = [f"{name}.{path}={json.dumps(value, ensure_ascii=False)}" for path, value in settings]
     given = {port: artifact(store, ref, kinds(stage)[port]) for port, ref in inputs.items() if ref}
     if of in presets() or Path(of).suffix in (".yaml", ".yml"):
         recipe, before = load(of, told), look(load(of), store).results.get(name)
@@ -56,11 +56,12 @@ def kinds(stage: Stage) -> dict[str, type[Artifact]]:
     return {port: next(kind for kind in these if isinstance(kind, type)) for port, these in found.items()}
 
 
-def flat(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every setting that is to change; "none" stands for null."""
+def flat(changes: Mapping[str, Any], kind: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every setting of `kind` that is to change; "none" stands for null."""
+    types = typing.get_type_hints(kind)
     for name, value in changes.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{above}{name}.")
+        if dataclasses.is_dataclass(types.get(name)) and isinstance(value, Mapping):
+            yield from flat(value, types[name], f"{above}{name}.")
         elif value is not None:
             yield f"{above}{name}", None if value == "none" else value
 

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +34,11 @@ from flows.settings import (
     server_environment,
 )
 from gpt.errors import UserError
-from tasks.files import locked
+from tasks.files import file_digest, locked
 from tasks.runtime import say
 from tasks.store import default_store
 
-POOL = "gptloom"
+POOL, MARK = "gptloom", "GPTLOOM_SERVICE"
 ADDRESSES = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI"}
 HEALTH = {"prefect": "/api/health", "mlflow": "/health", "worker": f"/api/work_pools/{POOL}"}
 ROOT = Path(__file__).parents[1]
@@ -62,27 +63,23 @@ class Server:
 
 
 def pid_of(name: str) -> int | None:
-    """The process that `up` started for this service, if it still runs."""
+    """The process that `up` started for this service, if it still runs; a clock that is set says nothing of it."""
     file = home() / "run" / name
     with suppress(OSError, ValueError, psutil.Error):
         process = psutil.Process(int(file.read_text()))
-        ours = abs(process.create_time() - file.stat().st_mtime) < 5 and process.status() != psutil.STATUS_ZOMBIE
+        ours = process.environ().get(MARK) == str(file) and process.status() != psutil.STATUS_ZOMBIE
         return process.pid if ours else None
     return None
 
 
 def family(name: str) -> list[psutil.Process]:
-    """All processes of a service, those too that a killed one left behind: its session, told by our own environment."""
-    with suppress(OSError, ValueError):
-        leader, found = int((home() / "run" / name).read_text()), list[psutil.Process]()
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if os.getsid(process.pid) == leader and process.environ().get("PREFECT_HOME") == str(
-                    home() / "prefect"
-                ):
-                    found += [process, *process.children(recursive=True)]
-        return list(dict.fromkeys(found))
-    return []
+    """All processes of a service, those too that a killed one left behind: they inherit its environment."""
+    file, found = home() / "run" / name, list[psutil.Process]()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(file):
+                found += [process, *process.children(recursive=True)]
+    return list(dict.fromkeys(found))
 
 
 def known() -> dict[str, Server]:
@@ -100,6 +97,7 @@ def up(
 
     Ports: the given one, else the one of last time, else the usual, else any free one.
     """
+    private_home()
     with locked(home() / "lock", "another `gptloom up` is at work; waiting for it"):
         running = known()
         for name in HEALTH.keys() - running.keys():
@@ -119,21 +117,31 @@ def up(
     return known()
 
 
+def private_home() -> None:
+    """The home, which only its owner may enter: databases and logs tell everything but the password."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        home().chmod(0o700)
+    except OSError as error:
+        raise UserError(f"GPTLOOM_HOME={home()}: {error.strerror}; name a folder of your own") from error
+
+
 def chosen(ports: dict[str, int | None], auth: bool | None, database: str | None, store: Path | None) -> Settings:
     """The settings of this `up`, noted; UserError where what runs already runs otherwise."""
     old, running = Settings.load(), known()
     said = {"auth": auth, "database": database, "store": str(store) if store else None}
     new = replace(old, **{name: value for name, value in said.items() if value is not None})
     new = replace(new, store=new.store or str(default_store().root))
-    if new.database:
-        database_url(new.database)
     for name, server in running.items():
         port_moves = ports.get(name) and ports[name] != old.ports[name]
         if port_moves or (new.auth, new.database, new.store) != (old.auth, old.database, old.store):
             where = f"{server.url} (store {old.store}, {'with' if old.auth else 'without'} passwords)"
             raise UserError(f"{name} already runs at {where}; stop it with `gptloom down`, or name nothing else")
-    usual = PORTS | old.ports
-    free = {n: old.ports[n] if n in running else free_port(usual[n], ports.get(n)) for n in PORTS}
+    free = {name: old.ports[name] for name in PORTS if name in running}
+    for name in sorted(PORTS.keys() - free.keys(), key=lambda name: not ports.get(name)):  # what was given comes first
+        free[name] = free_port((PORTS | old.ports)[name], ports.get(name), taken=[*free.values()])
+    if new.database:
+        create_databases(new)
     new = replace(new, ports=free)
     new.save()
     return new
@@ -146,13 +154,13 @@ def start(name: str, settings: Settings) -> None:
     prepare(name, settings)
     other = ("PREFECT_API_", "MLFLOW_TRACKING_", "MLFLOW_AUTH_")  # the ways to servers elsewhere
     env = {k: v for k, v in os.environ.items() if not k.startswith(other)}
-    env |= server_environment(name, settings)
+    env |= server_environment(name, settings) | {MARK: str(home() / "run" / name)}
     note = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(home() / "run" / name)]
     with (home() / "logs" / f"{name}.log").open("ab") as log:
         command, cwd = [*note, *words(name, settings)], ROOT if name == "worker" else home()
-        Popen(command, stdout=log, stderr=log, stdin=DEVNULL, start_new_session=True, env=env, cwd=cwd)
+        process = Popen(command, stdout=log, stderr=log, stdin=DEVNULL, start_new_session=True, env=env, cwd=cwd)
     say(f"starting {name}" + (f" at {settings.url(name)}" if name in PORTS else f" for the store {settings.store}"))
-    while not pid_of(name):  # a few milliseconds, until the shell has written its pid
+    while not pid_of(name) and process.poll() is None:  # a few milliseconds, until the shell has written its pid
         time.sleep(0.01)
 
 
@@ -170,14 +178,13 @@ def words(name: str, settings: Settings) -> list[str]:
 
 def prepare(name: str, settings: Settings) -> None:
     """Make the databases where they are not there, and MLflow's file that names the one of its users."""
-    if settings.database:
-        create_databases(settings)
-    elif name == "mlflow":
+    if name == "mlflow" and not settings.database:
         with sqlite3.connect(home() / "mlflow.db") as file:  # a third of the wait beside other writers; it persists
             file.execute("PRAGMA journal_mode=WAL")
     if name == "mlflow" and settings.auth:
         users, ini = settings.database_of("mlflow_auth"), home() / "auth.ini"
         ini.touch(0o600)
+        users = users.replace("%", "%%")  # configparser reads it
         ini.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users}\nadmin_username = admin\n")
         credentials()
 
@@ -207,8 +214,9 @@ def deployable() -> str:
     """Digest of all that the deployments are made of: they are made anew only when it changed."""
     from tasks.manifest import key_of
 
-    files = [ROOT / "prefect.yaml", *sorted((ROOT / "flows").rglob("*.*")), *sorted((ROOT / "tasks").rglob("*.py"))]
-    return key_of([path.read_text() for path in [*files, ROOT / "gpt" / "config.py"] if path.suffix != ".pyc"])
+    presets, code = (ROOT / "flows").rglob("*.yaml"), (p for f in ("flows", "tasks") for p in (ROOT / f).rglob("*.py"))
+    files = [ROOT / "prefect.yaml", *sorted([*presets, *code]), ROOT / "gpt" / "config.py"]
+    return key_of([file_digest(path) for path in files])
 
 
 def deploy(settings: Settings) -> None:
@@ -254,9 +262,11 @@ def end(processes: list[psutil.Process]) -> None:
         processes = psutil.wait_procs(processes, grace_s)[1]
 
 
-def free_port(usual: int, given: int | None = None) -> int:
-    """The given port, which must be free; else the usual one or, where somebody has that, any other."""
+def free_port(usual: int, given: int | None = None, taken: Sequence[int] = ()) -> int:
+    """The given port, which must be free and not `taken`; else the usual one or, where somebody has that, any other."""
     for port in [given] if given else [usual, 0]:
+        if port in taken:
+            continue
         with suppress(OSError, OverflowError), create_server(("127.0.0.1", port)) as probe:
             return probe.getsockname()[1]
     raise UserError(f"port {given or usual} of 127.0.0.1 is taken or not allowed; name another, or none for any")

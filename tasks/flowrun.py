@@ -54,7 +54,7 @@ def gpu_slot() -> Generator[None]:
 
     held, waiting = ExitStack(), True
     while waiting:
-        slot = concurrency("gpu", timeout_seconds=8, lease_duration=SLOT_S, raise_on_lease_renewal_failure=False)
+        slot = concurrency("gpu", timeout_seconds=30, lease_duration=SLOT_S, raise_on_lease_renewal_failure=False)
         try:
             held.enter_context(slot)
             waiting = False
@@ -72,7 +72,8 @@ def gpu_slot() -> Generator[None]:
 
 def transient(_task: Any, _run: Any, state: Any) -> bool:
     """Whether a stage failed by its machine (disk, network, a worker out of memory), so that another try may do."""
-    return isinstance(state.result(raise_on_failure=False), OSError | BrokenExecutor)
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, OSError | BrokenExecutor) and not isinstance(error, TimeoutError)  # as runtime.timeout_min
 
 
 def show_stage(stage: str, artifact: Artifact, hit: bool, config: Config, page: str) -> None:

@@ -83,6 +83,8 @@ def _files(entry: str, any_ending: bool) -> list[Path]:
 
 
 def _file(path: Path, kind: str) -> Source:
+    if (shown := str(path).encode(errors="replace").decode()) != str(path):
+        raise UserError(f"source {shown!r} has a name that is no UTF-8; rename it")
     try:
         digest = file_digest(path)
     except OSError as error:

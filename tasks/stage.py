@@ -305,6 +305,10 @@ def prefect_task(stage: Stage) -> Callable[[Config, Mapping[str, Artifact]], Art
         means = session().runtime
         limit_s = means.timeout_min * 60 if means.timeout_min else None
         task_ = body.with_options(retries=means.retries, timeout_seconds=limit_s)
-        return task_(config, return_state=True, **inputs).result()
+        try:
+            return task_(config, return_state=True, **inputs).result()
+        except TimeoutError as error:
+            rule = f"took longer than runtime.timeout_min={means.timeout_min}, the wait for its turn included"
+            raise UserError(f"{stage.name}: {rule}; raise it, and it goes on where it was") from error
 
     return call

@@ -123,20 +123,65 @@ def test_the_commands_of_the_operations_page_tell_where_everything_is(at_home):
             assert "user and password stand in" in done.stdout
 
 
-def test_a_stranger_with_a_noted_pid_is_not_ours(tmp_path, monkeypatch):
+def test_a_stranger_with_a_noted_pid_is_not_ours_whatever_the_clock_says(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path))
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mlflow").write_text(str(os.getpid()))
-    os.utime(tmp_path / "run" / "mlflow", (0, 0))
-    assert servers.pid_of("mlflow") is None, "the pid was written long before this process began: before a reboot, say"
-    sleeper = subprocess.Popen(["sleep", "60"])
-    (tmp_path / "run" / "mlflow").write_text(str(sleeper.pid))
+    noted = tmp_path / "run" / "mlflow"
+    noted.write_text(str(os.getpid()))
+    assert servers.pid_of("mlflow") is None, "that pid is another's now, as after a reboot"
+    sleeper = subprocess.Popen(["sleep", "60"], env={servers.MARK: str(noted)})
+    noted.write_text(str(sleeper.pid))
+    os.utime(noted, (0, 0))
     assert servers.pid_of("mlflow") == sleeper.pid
     sleeper.kill()
     while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
     assert servers.pid_of("mlflow") is None, "a zombie serves nobody"
     sleeper.wait()
+
+
+def test_a_service_that_ends_at_once_does_not_hang_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path))
+    monkeypatch.setattr(servers, "words", lambda name, settings: ["/nonexistent"])
+    with pytest.raises(UserError, match="prefect stopped after 0 s; its log says why"):
+        servers.up({"prefect": servers.free_port(0), "mlflow": servers.free_port(0)})
+
+
+def test_two_servers_never_get_one_port(monkeypatch):
+    monkeypatch.setattr(servers, "known", dict)
+    usual = servers.PORTS["mlflow"]
+    with pytest.raises(UserError, match="is taken or not allowed"):
+        servers.chosen({"prefect": 45871, "mlflow": 45871}, None, None, None)
+    assert servers.chosen({"prefect": usual}, None, None, None).ports["mlflow"] != usual
+
+
+def test_another_server_gets_no_password_of_ours(at_home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    servers.connect()
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+    assert "PREFECT_API_AUTH_STRING" in os.environ
+
+
+def test_deploy_keeps_what_people_set_in_the_ui(at_home, prefect_api):
+    prefect = prefect_api(at_home["prefect"].url)
+    (there,) = prefect.ask("/deployments/filter", deployments={"name": {"any_": ["refresh"]}})
+    slot = there["schedules"][0]["id"]
+    path = f"{prefect.url}/api/deployments/{there['id']}"
+    change(prefect, f"{path}/schedules/{slot}", {"active": True, "schedule": {"cron": "5 4 * * *", "timezone": "UTC"}})
+    change(prefect, path, {"parameters": {"recipe": "mine.yaml", "train": True}})
+    change(prefect, f"{prefect.url}/api/v2/concurrency_limits/gpu", {"limit": 3})
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "deploy"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (after,) = prefect.ask("/deployments/filter", deployments={"name": {"any_": ["refresh"]}})
+    assert after["parameters"] == {"recipe": "mine.yaml", "train": True}
+    assert [(s["active"], s["schedule"]["cron"]) for s in after["schedules"]] == [(True, "5 4 * * *")]
+    assert prefect.ask("/v2/concurrency_limits/gpu")["limit"] == 3
+
+
+def change(prefect, url, body):
+    """A PATCH, as the UI sends it."""
+    with urlopen(Request(url, json.dumps(body).encode(), prefect.headers, method="PATCH"), timeout=30) as answer:
+        assert answer.status == 204
 
 
 def test_a_service_knows_its_pid_even_if_up_is_killed_right_after_it_started_it(tmp_path, monkeypatch):
