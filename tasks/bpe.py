@@ -21,7 +21,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from gpt.errors import UserError
 from gpt.tokenizer import LETTERS, PATTERNS, splitter
 from tasks.gigabpe import SEPARATOR
-from tasks.runtime import progress, say
+from tasks.runtime import progress, runtime, say
 from tasks.trainer import launch
 
 Ranks = dict[bytes, int]
@@ -34,7 +34,7 @@ WORTH_BYTES = 4_000_000
 def train_bpe(texts: Iterable[str], size: int, pattern: str = "gpt2") -> Ranks:
     """Ranks of a BPE with `size` tokens (fewer when no pair occurs twice); the same texts give the same ranks."""
     texts = progress(texts, "documents")
-    if pattern != "gpt2" or not find_spec("gigatoken"):
+    if pattern != "gpt2" or not runtime().fast or not find_spec("gigatoken"):
         return plain(texts, size, pattern)
     with TemporaryDirectory(prefix="gptloom-bpe-") as folder:
         file = Path(folder) / "texts"

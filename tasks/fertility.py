@@ -2,9 +2,9 @@
 
 In: a tokenizer, texts. Out: metrics, and in `report/` the same as tables (JSON, Markdown) and a figure. OpenAI's are
 compared where tiktoken's cache has them: nothing goes to the network for a report.
-A text is code when at least three of `(){}[];_=` occur in it and make 3 % of its non-blank characters (so it is with 90
-to 99 % of Python, C and JavaScript files, at most 3 % of novels, plays and word problems); else it belongs to the script
-of most of its letters.
+A text is code when at least three of `(){}[];_=` occur in it and make 3 % of its non-blank characters: so it is with
+89 to 99 % of Python, C and JavaScript files and at most 2 % of novels, plays and word problems. Else it belongs to the
+script of most of its letters.
 """
 
 import json
