@@ -115,6 +115,7 @@ SWITCHES = [
     (["run", "demo", "--from", "export", "--until", "shard"], "does not lead to"),
     (["run", "demo", "--only", "shard", "--force", "ingest"], "this run does not build it"),
     (["plan", "demo", "--gpus", "8xH1000"], "must read like 8xH100"),
+    (["plan", "demo", "--gpus", "0xH100"], "must read like 8xH100"),
     (["plan", "demo", "--set", "pretrain.model={depth: 99, width: 16384, heads: 128}"], "name the hardware that shall"),
     (["sample", "pretrain:abc"], "is in the store under no name"),
     (["lineage", "nothing"], "is in the store under no name"),

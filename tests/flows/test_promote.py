@@ -224,6 +224,7 @@ def test_no_such_model_is_one_clear_line(server, registry):
         ("bpb", (2 * WORSE - 0.001, None), (2.0, None), 0),
         ("bpb", (2 * BETTER - 0.001, None), (2.0, None), 1),
         ("bpb", (2.0, None), (2.0, None), 0),
+        ("bpb", (float("nan"), None), (2.0, None), -1),
     ],
 )
 def test_clearly_means_apart_in_the_measures_own_direction(measure, new, old, verdict):

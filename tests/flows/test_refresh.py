@@ -299,6 +299,9 @@ def test_a_memory_or_a_name_that_is_no_good_is_one_line(world):
     recipe, store, _ = world
     with pytest.raises(UserError, match=r"name='\.\./x' is to name a file"):
         refresh(recipe.model_copy(update={"name": "../x"}), store)
+    other = recipe.ingest.model_copy(update={"sources": ("elsewhere",)})
+    with pytest.raises(UserError, match=r"knows it with other sources .*; give this recipe a name of its own"):
+        refresh(recipe.model_copy(update={"ingest": other}), store)
     (store.root / "refresh" / "world.json").write_text('{"sources": 3}')
     with pytest.raises(UserError, match=r"remove it, and the next refresh counts as the first"):
         refresh(recipe, store)
