@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -105,7 +105,5 @@ def _publish(out: Path, folders: list[Path]) -> None:
             for file in folder.glob("*.bin"):
                 link(file, out / file.name.replace("-", f"-{number:05d}-"))
             for rows in tables(folder / "index.parquet"):
-                names = [name.replace("-", f"-{number:05d}-") for name in rows["shard"].to_pylist()]
-                writer.write_table(
-                    rows.set_column(INDEX.get_field_index("shard"), "shard", pa.array(names, pa.string()))
-                )
+                names = pc.replace_substring(rows["shard"], "-", f"-{number:05d}-")  # ty: ignore[missing-attribute]
+                writer.write_table(rows.set_column(INDEX.get_field_index("shard"), "shard", names))

@@ -44,7 +44,9 @@ def texts(size: int) -> Iterator[str]:
         if (name := hashlib.sha256(raw).digest()) in seen:
             continue
         seen.add(name)
-        whole = raw.decode(errors="ignore")[:400_000]
+        whole = raw.decode(errors="ignore").replace("<|", "< |")[
+            :400_000
+        ]  # some sides would take it for a special token
         for piece in (whole[at : at + PIECE] for at in range(0, len(whole), PIECE)):
             yield piece
             size -= len(piece.encode())
@@ -53,8 +55,24 @@ def texts(size: int) -> Iterator[str]:
     raise SystemExit(f"this machine has {size / 1e6:.0f} MB less text; lower --mb")
 
 
+def corpus(work: Path, out: Path, size: str) -> None:
+    """One corpus part with row groups of about 4 MiB, and gpt2 as our tokenizer stage writes it.
+
+    In a process of its own too: the largest size of this one would count as that of every side it starts.
+    """
+    (work / "bytes").write_text(str(write_corpus(work / "corpus", int(size))))
+    write_tokenizer(work / "tokenizer")
+
+
+def prepared(work: Path, size: float) -> int:
+    """Make them; the bytes of text."""
+    work.mkdir()
+    measured(sys.executable, work, "corpus", str(int(size)))
+    return int((work / "bytes").read_text())
+
+
 def write_corpus(folder: Path, size: int) -> int:
-    """One corpus part with row groups of about 4 MiB; its bytes of text."""
+    """The part; its bytes of text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -69,7 +87,7 @@ def write_corpus(folder: Path, size: int) -> int:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """gpt2 as our tokenizer stage writes it."""
+    """gpt2's vocabulary."""
     from tiktoken_ext.openai_public import r50k_base
 
     from gpt.tokenizer import Tokenizer, reserve
@@ -238,10 +256,7 @@ def compare(work: Path, asked: argparse.Namespace) -> None:
     """All sides in one run."""
     print(f"{os.cpu_count()} cores, {idle():.0%} idle before the run, load {os.getloadavg()[0]:.1f}")
     size = {work / "all": asked.mb * 1_000_000, work / "third": asked.mb * 1_000_000 // 3}
-    for each, wanted in size.items():
-        each.mkdir()
-        size[each] = write_corpus(each / "corpus", wanted)
-        write_tokenizer(each / "tokenizer")
+    size = {folder: prepared(folder, wanted) for folder, wanted in size.items()}
     whole, third = size
     own = [("ours, tiktoken", whole, "ours", []), ("bare encode_ordinary", whole, "bare", [])]
     own += [("ours, gigatoken", whole, "ours", ["fast"]), ("ours, tiktoken, two workers", whole, "ours", ["", "2"])]
@@ -276,9 +291,7 @@ def scale(work: Path, asked: argparse.Namespace) -> None:
     """Memory and time of a corpus and of one ten times its size."""
     small, large = work / "small", work / "large"
     for folder, megabytes in ((small, asked.mb / 10), (large, asked.mb)):
-        folder.mkdir()
-        write_corpus(folder / "corpus", int(megabytes * 1e6))
-        write_tokenizer(folder / "tokenizer")
+        prepared(folder, megabytes * 1e6)
     for args in ([], ["fast"], ["", "2"], ["fast", "2"]):
         a, b = (best([measured(sys.executable, f, "ours", *args) for _ in range(asked.rounds)]) for f in (small, large))
         way = f"{'gigatoken' if 'fast' in args else 'tiktoken'}, {args[1] if len(args) > 1 else 1} worker(s), "
