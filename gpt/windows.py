@@ -69,7 +69,8 @@ class Windows:
         """The rows of these numbers of the endless sequence, whatever their length; notes the lengths."""
         packed, rows = self.pack_at is not None, len(number_R)
         self.length_R = np.zeros(rows, np.int64)
-        ids_RT = np.empty((rows, self.context + (not packed)), self.train.dtype)
+        dtype = np.result_type(*(stream.dtype for stream, _ in self.corpora))
+        ids_RT = np.empty((rows, self.context + (not packed)), dtype)
         y_RT = np.empty_like(ids_RT) if packed else None
         marks_RT = np.zeros((rows, self.context + 1), np.uint16) if packed else None
         which_R, nth_R = self.turns.of(number_R)
