@@ -35,17 +35,21 @@ Side = Callable[[Path, int, int], Iterator[Step]]
 
 
 class Cut(Dataset):
-    """A map-style dataset as one writes it: window i, as int64."""
+    """A map-style dataset: window i as int64, x and y cast one by one as get_batch does, or (`once`) as one array."""
 
-    def __init__(self, file: Path, time: int) -> None:
-        self.tokens, self.time = np.memmap(file, np.uint16, "r"), time
+    def __init__(self, file: Path, time: int, once: bool) -> None:
+        self.tokens, self.time, self.once = np.memmap(file, np.uint16, "r"), time, once
 
     def __len__(self) -> int:
         return (len(self.tokens) - 1) // self.time
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.from_numpy(self.tokens[i * self.time : (i + 1) * self.time + 1].astype(np.int64))
-        return ids[:-1], ids[1:]
+        begin, end = i * self.time, (i + 1) * self.time
+        if self.once:
+            ids = torch.from_numpy(self.tokens[begin : end + 1].astype(np.int64))
+            return ids[:-1], ids[1:]
+        x, y = self.tokens[begin:end].astype(np.int64), self.tokens[begin + 1 : end + 1].astype(np.int64)
+        return torch.from_numpy(x), torch.from_numpy(y)
 
 
 def ours(folder: Path, rows: int, time: int, **how) -> Iterator[Step]:
@@ -87,8 +91,8 @@ def nanogpt(folder: Path, rows: int, time: int, source: Path) -> Iterator[Step]:
     yield lambda _: place["get_batch"]("train")
 
 
-def dataloader(folder: Path, rows: int, time: int, workers: int) -> Iterator[Step]:
-    loader = DataLoader(Cut(folder / "train.bin", time), rows, shuffle=True, num_workers=workers, drop_last=True)
+def dataloader(folder: Path, rows: int, time: int, workers: int, once: bool) -> Iterator[Step]:
+    loader = DataLoader(Cut(folder / "train.bin", time, once), rows, shuffle=True, num_workers=workers, drop_last=True)
     batches = (batch for _ in itertools.count() for batch in loader)
     yield lambda _: next(batches)
     batches.close()  # ends its worker, so that its seconds are counted
@@ -145,8 +149,9 @@ def main() -> None:
             sides["nanoGPT get_batch"] = lambda f, b, t: nanogpt(f, b, t, args.nanogpt / "train.py")
         else:
             print("nanoGPT is absent: give its checkout by --nanogpt DIR")
-        for workers in (0, 1):
-            sides[f"DataLoader, {workers} workers"] = lambda f, b, t, w=workers: dataloader(f, b, t, w)
+        for workers, once in ((0, False), (0, True), (1, True)):
+            label = f"DataLoader, {workers} workers, cast {'once' if once else 'as get_batch does'}"
+            sides[label] = lambda f, b, t, w=workers, o=once: dataloader(f, b, t, w, o)
         sides["bound: copy of known windows, cast to int64"] = lambda f, b, t: copied(f, b, t, np.int64)
         sides["bound: copy of known windows, uint16"] = copied
         found = {(side, shape): [] for shape in SHAPES for side in sides}
