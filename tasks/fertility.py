@@ -18,6 +18,7 @@ from unicodedata import name
 from gpt.tokenizer import Tokenizer, reserve
 from tasks import openai
 from tasks.artifacts import Metrics
+from tasks.runtime import say
 
 SIGNS, CODE_SIGNS, CODE_SHARE = "(){}[];_=", 3, 0.03
 SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
@@ -29,30 +30,32 @@ Rows = list[dict[str, Any]]
 
 def fertility(out: Path, made: Tokenizer, texts: Iterable[str]) -> Metrics:
     """Bytes per token, tokens per word, and what share of the vocabulary goes unused, on these texts."""
-    groups = grouped(texts)
-    others = {known: _known(known) for known in openai.FILES if openai.cached(known)}
-    own = next((known for known, other in others.items() if other.ranks == made.ranks), "this")
-    rows = [row(who, kind, which, one) for who, which in ({own: made} | others).items() for kind, one in groups.items()]
-    seen = Counter(token for text in groups["all"] for token in made.encode(text))
+    every = [text for text in texts if text]
+    groups, encoded = grouped(every), [made.encode(text) for text in every]
+    vocabularies = {"this": list(map(len, encoded))}
+    for known in filter(openai.cached, openai.FILES):
+        say(f"comparing with {known}")
+        other = _known(known)
+        vocabularies[known] = [len(other.encode(text)) for text in every]
+    rows = [row(who, of, rows_, every, tokens) for who, tokens in vocabularies.items() for of, rows_ in groups.items()]
     _report(out / "report", rows)
-    (whole,) = (r for r in rows if r["vocabulary"] == own and r["text"] == "all")
-    lengths = made.bytes_per_token()
+    seen, lengths = Counter(token for ids in encoded for token in ids), made.bytes_per_token()
     return {
-        "data/bytes_per_token": whole["bytes_per_token"] or 0.0,
+        "data/bytes_per_token": rows[0]["bytes_per_token"],
         "data/vocab_size": made.vocab_size,
-        "data/tokens_per_word": whole["tokens_per_word"] or 0.0,
+        "data/tokens_per_word": rows[0]["tokens_per_word"] or 0.0,
         "data/single_byte_share": sum(n for token, n in seen.items() if lengths[token] == 1) / max(1, seen.total()),
         "data/never_seen_tokens": len(made.ranks) - len(seen),
     }
 
 
-def grouped(texts: Iterable[str]) -> dict[str, list[str]]:
-    """The texts by kind, the largest kinds first, and all of them under `all`."""
-    every, groups = [text for text in texts if text], dict[str, list[str]]()
-    for text in every:
-        groups.setdefault(kind(text), []).append(text)
-    largest = sorted(groups, key=lambda one: -sum(map(len, groups[one])))[:GROUPS]
-    return {"all": every} | {one: groups[one] for one in largest}
+def grouped(texts: list[str]) -> dict[str, list[int]]:
+    """Which texts are of which kind, those with the most text first; `all` are all."""
+    groups = dict[str, list[int]]()
+    for number, text in enumerate(texts):
+        groups.setdefault(kind(text), []).append(number)
+    largest = sorted(groups, key=lambda one: -sum(len(texts[number]) for number in groups[one]))[:GROUPS]
+    return {"all": list(range(len(texts)))} | {one: groups[one] for one in largest}
 
 
 def kind(text: str) -> str:
@@ -76,12 +79,12 @@ def _script(letter: str) -> str:
     return SCRIPTS.get(word, word.title())
 
 
-def row(who: str, of: str, which: Tokenizer, texts: list[str]) -> dict[str, Any]:
+def row(who: str, of: str, numbers: list[int], texts: list[str], lengths: list[int]) -> dict[str, Any]:
     """What one vocabulary makes of one kind of text."""
-    size, words = sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts)
-    tokens = sum(len(which.encode(text)) for text in texts)
+    tokens, some = sum(lengths[number] for number in numbers), [texts[number] for number in numbers]
+    size, words = sum(len(text.encode()) for text in some), sum(len(text.split()) for text in some)
     each = tokens / words if words and of not in UNSPACED else None
-    counts = {"documents": len(texts), "bytes": size, "words": words, "tokens": tokens}
+    counts = {"documents": len(some), "bytes": size, "words": words, "tokens": tokens}
     return {"vocabulary": who, "text": of, **counts, "bytes_per_token": size / max(1, tokens), "tokens_per_word": each}
 
 
