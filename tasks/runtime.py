@@ -27,7 +27,7 @@ class Runtime(Config):
     threads: int = Field(os.cpu_count() or 1, ge=1)
     """Threads of the trainer on a CPU; another number gives other last bits (recorded as numerics)."""
     fast: bool = True
-    """Encode, and train a BPE, with gigatoken where `gptloom[fast]` brought it and while its ids are tiktoken's; false: never."""
+    """Use gigatoken, where `gptloom[fast]` brought it, while its ids and merges are the references'; false: never."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training and generation run; auto takes the GPU where there is one."""
     retries: int = Field(1, ge=0)
