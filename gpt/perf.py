@@ -74,8 +74,10 @@ class Probe:
         """The most that this process has had so far, in bytes."""
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated()
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        if sys.platform == "darwin":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        status = Path("/proc/self/status").read_text()  # ru_maxrss counts what the parent had when it forked
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def measure(run: dict[str, Any]) -> dict[str, float]:

@@ -132,6 +132,10 @@ def test_a_stranger_with_a_noted_pid_is_not_ours_whatever_the_clock_says(tmp_pat
     sleeper = subprocess.Popen(["sleep", "60"], env={servers.MARK: str(noted)})
     noted.write_text(str(sleeper.pid))
     os.utime(noted, (0, 0))
+    for _ in range(500):
+        if servers.pid_of("mlflow"):
+            break
+        time.sleep(0.01)  # a process that has just begun has no environment yet
     assert servers.pid_of("mlflow") == sleeper.pid
     sleeper.kill()
     while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
