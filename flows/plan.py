@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from flows.pipeline import Recipe
-from gpt.config import ModelConfig
+from gpt.config import PEAK_TFLOPS, ModelConfig, PretrainConfig
 from gpt.errors import UserError
 from tasks.chats import Conversations
 from tasks.pairs import Preferences
@@ -30,8 +30,6 @@ from tasks.sft import Sft
 from tasks.sources import find
 from tasks.trainer import ENVIRONMENT
 
-PEAK_TFLOPS = {"A100": 312, "L40S": 362, "H100": 989, "H200": 989, "B200": 2250, "RTX4090": 165}
-"""Dense bf16 peaks from the makers' data sheets."""
 GPU_SHARE = 0.4
 """Share of the peak that training reaches: nanochat 0.41 to 0.50, llm.c 0.40 (124M) to 0.50 (1558M) on H100."""
 BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.9, "characters": 1.0}
@@ -84,34 +82,36 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     hub = "".join(f"; of {s.path} the size is unknown" for s in sources if s.kind == "hub")
     tokens = size / BYTES_PER_TOKEN[recipe.tokenizer.name]
     model, vocab = recipe.pretrain.model, VOCABULARY.get(recipe.tokenizer.name, recipe.tokenizer.vocab_size)
-    matrices, vectors = parameters(model, vocab)
-    rates = datasheet(recipe, matrices, vectors, vocab, gpus) if gpus else measured(recipe, vocab)
+    p = PretrainConfig(**recipe.pretrain.settings()).fitted(model, vocab)
+    rates = datasheet(p, model, vocab, gpus) if gpus else measured(recipe, p, vocab)
+    size_of = model.products(vocab) + model.lookups(vocab)
     yield f"corpus     {size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens{hub}"
     about = f"{model.family}, depth {model.depth}, width {model.width}"
-    yield f"model      {(matrices + vectors) / 1e6:,.2f} M parameters ({about})"
-    per_token = 6 * matrices + 12 * model.depth * model.width * model.context  # forward and backward
-    todo = works(recipe, size)
+    yield f"model      {size_of / 1e6:,.2f} M parameters ({about})"
+    todo = works(recipe, p, size)
     for stage, work in todo.items():
-        yield f"{stage:<10} {span(rates.seconds(work)):>8}{training(recipe, stage, work.train, per_token, tokens)}"
+        told = training(recipe, p, stage, work.train, model.flops(vocab), tokens)
+        yield f"{stage:<10} {span(rates.seconds(work)):>8}{told}"
     yield f"total      {span(sum(map(rates.seconds, todo.values()))):>8}  on {rates.where}"
     yield f"memory     {(rates.peak_bytes + FLOW_BYTES) / 1e9:,.2f} GB"
-    weights = (matrices + vectors) * 4
+    weights = size_of * 4
     trained = sum(getattr(recipe, stage) is not None for stage in ("pretrain", "sft", "prefer", "rl"))
     kept = size + 2 * tokens + weights * (3 * trained + 1)  # weights and AdamW's two moments; the release
-    working = weights * 3 * recipe.pretrain.keep
+    working = weights * 3 * p.keep
     yield f"disk       {kept / 1e9:,.2f} GB in the store, {working / 1e9:,.2f} GB more while training"
 
 
-def training(recipe: Recipe, stage: str, trained: float, per_token: float, corpus: float) -> str:
+def training(recipe: Recipe, p: PretrainConfig, stage: str, trained: float, per_token: float, corpus: float) -> str:
     """What a training stage does in its time; nothing of another one."""
     epochs = f" ({trained / corpus:.1f} times the corpus)" if stage == "pretrain" else ""
     told = f"{trained / 1e6:,.2f} M tokens{epochs}, {per_token * trained:.1e} FLOPs"
-    return f"  {getattr(recipe, stage).steps:,} steps, {told}" if trained else ""
+    steps = p.steps if stage == "pretrain" else getattr(recipe, stage).steps if trained else 0
+    return f"  {steps:,} steps, {told}" if trained else ""
 
 
-def works(recipe: Recipe, size: float) -> dict[str, Work]:
+def works(recipe: Recipe, p: PretrainConfig, size: float) -> dict[str, Work]:
     """What each stage of the recipe does, in order; talk is taken to be like the built-in kind."""
-    p, context, r = recipe.pretrain, recipe.pretrain.model.context, recipe
+    context, r = recipe.pretrain.model.context, recipe
     sft, prefer, rl = r.sft or Sft(), r.prefer or Prefer(), r.rl or Rl()
     talk = ROW * min(context, (r.chats or Conversations()).max_tokens)
     pair = ROW * min(context, (r.pairs or Preferences()).max_tokens)
@@ -146,18 +146,20 @@ def examination(recipe: Recipe, talk: float, pair: float) -> Work:
     return Work(START_S, 0, models * read, models * said)
 
 
-def measured(recipe: Recipe, vocab: int) -> Rates:
+def measured(recipe: Recipe, p: PretrainConfig, vocab: int) -> Rates:
     """This machine's rates, by a child: this process never imports torch."""
     say("measuring this machine for some seconds")
-    model, rows = recipe.pretrain.model, recipe.pretrain.micro_batch or recipe.pretrain.batch
-    need, free = 16 * sum(parameters(model, vocab)), psutil.virtual_memory().available
+    model, rows = recipe.pretrain.model, p.micro_batch or p.batch
+    need, free = 16 * (model.products(vocab) + model.lookups(vocab)), psutil.virtual_memory().available
     if need > free:
         what = f"the model wants {need / 1e9:,.1f} GB before any activations, {free / 1e9:,.1f} GB are free here"
         raise UserError(f"{what}; name the hardware that shall train it, as in --gpus 1xH100")
     means = {"device": recipe.runtime.device, "threads": recipe.runtime.threads}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.json"
-        file.write_text(json.dumps({"model": asdict(model), "vocab_size": vocab, "rows": rows, **means}))
+        file.write_text(
+            json.dumps({"model": asdict(model), "vocab_size": vocab, "rows": rows, "optimizer": p.optimizer, **means})
+        )
         command = [sys.executable, "-m", "gpt.perf", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | os.environ, check=False)
     if done.returncode:
@@ -166,28 +168,17 @@ def measured(recipe: Recipe, vocab: int) -> Rates:
     return Rates(**json.loads(done.stdout), where="this machine, as measured just now")
 
 
-def datasheet(recipe: Recipe, matrices: int, vectors: int, vocab: int, gpus: str) -> Rates:
+def datasheet(p: PretrainConfig, model: ModelConfig, vocab: int, gpus: str) -> Rates:
     """The rates of named GPUs."""
     count, _, kind = gpus.rpartition("x")
     if kind not in PEAK_TFLOPS or not re.fullmatch("[1-9][0-9]*", count or "1"):
         raise UserError(f"--gpus {gpus}: must read like 8xH100; known are {', '.join(PEAK_TFLOPS)}")
-    model, number = recipe.pretrain.model, int(count or 1)
-    flops = 6 * matrices + 12 * model.depth * model.width * model.context
-    train_s = flops / (number * PEAK_TFLOPS[kind] * 1e12 * GPU_SHARE)
-    rows = (recipe.pretrain.micro_batch or recipe.pretrain.batch) / number
+    number = int(count or 1)
+    train_s = model.flops(vocab) / (number * PEAK_TFLOPS[kind] * 1e12 * GPU_SHARE)
+    rows = (p.micro_batch or p.batch) / number
     activations = 4 * rows * model.context * (34 * model.depth * model.width + 3 * vocab)
-    peak = (matrices + vectors) * 16 + activations  # weights, gradients, AdamW
+    peak = (model.products(vocab) + model.lookups(vocab)) * 16 + activations  # weights, gradients, AdamW
     return Rates(train_s, train_s / 3, train_s, peak, f"{gpus} at {GPU_SHARE:.0%} of the peak")
-
-
-def parameters(model: ModelConfig, vocab: int) -> tuple[int, int]:
-    """(parameters in matrix products, the others): the head counts as a product, tied or not, a lookup does not."""
-    kv = model.kv_heads * model.head_dim
-    mlp = (3 if model.family == "modern" else 2) * model.width * model.hidden
-    blocks = model.depth * (model.width * (2 * model.width + 2 * kv) + mlp)
-    head = vocab * model.width
-    positions = model.context * model.width if model.family == "gpt2" else 0
-    return blocks + head, positions + (0 if model.tied else head)
 
 
 def span(seconds: float) -> str:

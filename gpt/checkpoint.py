@@ -5,40 +5,59 @@ config.json, state.json and a manifest of sha256 digests; at the end the same fi
 The manifest is no luxury: safetensors and torch.load both take a flipped bit in silence.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.failpoints import failpoint
+from gpt.guard import Guard
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 PAYLOAD = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "config.json", "state.json")
 State = dict[str, Any]
 """task, step, tokens (targets learned from), train settings, digests of tokenizer and data, the trainings before."""
+PROGRESS = {"step", "tokens", "detour"}
 
 
-def save(root: Path, model: GPT, optimizer: torch.optim.Optimizer, state: State, keep: int) -> None:
-    """Add the checkpoint of `state["step"]` to the folder `root` and drop all but the newest `keep`."""
+@dataclass
+class Training:
+    """All that changes from step to step and that a resume needs, but for torch's random numbers."""
+
+    model: GPT
+    optimizers: list[torch.optim.Optimizer]
+    guard: Guard
+    state: State
+
+    def moments(self) -> dict[str, Tensor]:
+        """What optimisers and guard remember, by the parameter's name."""
+        slots = {parameter: slot for optimizer in self.optimizers for parameter, slot in optimizer.state.items()}
+        named = [(name, slots.get(parameter, {})) for name, parameter in self.model.named_parameters()]
+        return {f"{name}/{key}": value for name, slot in named for key, value in slot.items()} | self.guard.tensors()
+
+
+def save(root: Path, training: Training, keep: int) -> None:
+    """Add the checkpoint of the state's step to the folder `root` and drop all but the newest `keep`."""
     failpoint("checkpoint: begin")
-    work = root / "work"
+    work, model, state = root / "work", training.model, training.state
     shutil.rmtree(work, ignore_errors=True)  # its writer was killed
     work.mkdir(parents=True)
-    slots = [(name, optimizer.state[parameter]) for name, parameter in model.named_parameters()]
-    moments = {f"{name}/{key}": value for name, slot in slots for key, value in slot.items()}
+    _check_space(root, model)
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
-    for name, tensors in {"model": model.state_dict(), "optimizer": moments, "rng": random}.items():
+    for name, tensors in {"model": model.state_dict(), "optimizer": training.moments(), "rng": random}.items():
         save_file(tensors, work / f"{name}.safetensors")
     (work / "config.json").write_bytes(_canonical({"model": asdict(model.config), "vocab_size": model.vocab_size}))
     (work / "state.json").write_bytes(_canonical(state))
@@ -65,22 +84,27 @@ def newest(root: Path) -> Path | None:
     return None
 
 
-def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer, expect: State) -> State:
-    """Put weights, optimiser and RNG back in place; the state, which must differ from `expect` in its progress only."""
-    state, device = read_state(folder), str(model.wte.weight.device)
-    for key in sorted(expect.keys() - {"step", "tokens"}):
-        if state[key] != expect[key]:
+def restore(folder: Path, training: Training) -> None:
+    """Put everything back in place. The state may differ from the one found in its progress only."""
+    model, state = training.model, read_state(folder)
+    for key in sorted(training.state.keys() - PROGRESS):
+        if state[key] != training.state[key]:
             raise UserError(f"{folder} is from a run with another {key}; give this run a new folder")
+    device = str(model.wte.weight.device)
     model.load_state_dict(load_file(folder / "model.safetensors", device))
-    parameters = dict(model.named_parameters())
+    owners = {p: optimizer for optimizer in training.optimizers for g in optimizer.param_groups for p in g["params"]}
+    parameters, guard = dict(model.named_parameters()), training.guard.tensors()
     for name, value in load_file(folder / "optimizer.safetensors", device).items():
-        parameter, slot = name.rsplit("/", 1)
-        optimizer.state[parameters[parameter]][slot] = value
+        if name in guard:
+            guard[name].copy_(value)
+        else:
+            parameter, slot = name.rsplit("/", 1)
+            owners[parameters[parameter]].state[parameters[parameter]][slot] = value
     random = load_file(folder / "rng.safetensors")
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    return state
+    training.state.update(state)
 
 
 def publish(checkpoint: Path, tokenizer: Tokenizer, out: Path) -> None:
@@ -108,6 +132,14 @@ def load_model(folder: Path, device: str = "cpu") -> GPT:
 def read_state(folder: Path) -> State:
     """state.json of a checkpoint or a Checkpoint."""
     return json.loads((folder / "state.json").read_text())
+
+
+def _check_space(root: Path, model: GPT) -> None:
+    """OSError before anything is written, if it would not fit: weights, two moments, and some."""
+    need, free = sum(p.numel() * p.element_size() for p in model.parameters()) * 3.1, shutil.disk_usage(root).free
+    if free < need:
+        what = f"a checkpoint takes {need / 1e6:,.0f} MB, {root} has {free / 1e6:,.0f} MB left"
+        raise OSError(errno.ENOSPC, f"{what}; free some")
 
 
 def _sync(path: Path) -> None:

@@ -4,12 +4,16 @@ In: the recipe's numbers. Out: `ModelConfig` with every derived size filled in, 
 `depth` is the one dial (after nanochat): width 64 x depth, heads of 64. A contradiction is a UserError.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 from gpt.errors import UserError
 
 PYDANTIC = {"use_attribute_docstrings": True, "extra": "forbid"}  # for recipes; this file does not need pydantic
+
+PEAK_TFLOPS = {"A100": 312, "L40S": 362, "H100": 989, "H200": 989, "B200": 2250, "RTX4090": 165}
+"""Dense bf16 peaks from the makers' data sheets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,9 @@ class ModelConfig:
     kv_heads: int = 0
     """Key and value heads shared by groups of heads (modern only); 0 takes as many as heads."""
     hidden: int = 0
-    """Channels inside the MLP; 0 takes 4 x width (gpt2), or 8/3 x width rounded up to 64 (modern)."""
+    """Channels inside the MLP; 0 takes 4 x width, or for swiglu, which has a third matrix, 8/3 x width up to 64s."""
+    act: Literal["auto", "gelu", "swiglu", "relu2"] = "auto"
+    """auto: gelu (gpt2), swiglu (modern). relu2 (modern only): ReLU squared; some tools cannot read its export."""
     context: int = 256
     """Tokens the model can look back on; also the length of a training window."""
     tied: bool = True
@@ -43,21 +49,40 @@ class ModelConfig:
         self._derive("width", 64 * self.depth)
         self._derive("heads", max(1, self.width // 64))
         self._derive("kv_heads", self.heads)
-        self._derive("hidden", 4 * self.width if self.family == "gpt2" else -(-8 * self.width // 192) * 64)
+        self._derive("act", "gelu" if self.family == "gpt2" else "swiglu", unset="auto")
+        self._derive("hidden", -(-8 * self.width // 192) * 64 if self.act == "swiglu" else 4 * self.width)
         _multiple("model.", self, "width", "heads")
         _multiple("model.", self, "heads", "kv_heads")
         _check(self.head_dim % 2 == 0, f"model.width / model.heads is {self.head_dim}, must be even; try other heads")
         plain = self.family == "modern" or (self.kv_heads == self.heads and self.rope_theta == 10000.0)
         _check(plain, "model.kv_heads and model.rope_theta need model.family=modern; leave them out for gpt2")
+        fits = (self.act == "gelu") == (self.family == "gpt2")
+        _check(fits, f"model.act={self.act} does not go with model.family={self.family}; leave it out for the default")
         _check(0 <= self.dropout < 1, f"model.dropout={self.dropout} must lie in [0, 1); try 0.1")
 
-    def _derive(self, name: str, value: int) -> None:
-        object.__setattr__(self, name, getattr(self, name) or value)
+    def _derive(self, name: str, value: int | str, unset: int | str = 0) -> None:
+        if getattr(self, name) == unset:
+            object.__setattr__(self, name, value)
 
     @property
     def head_dim(self) -> int:
         """Channels of one head."""
         return self.width // self.heads
+
+    def products(self, vocab_size: int) -> int:
+        """Parameters that are multiplied with: the head counts, tied or not, a lookup does not."""
+        mlp = (3 if self.act == "swiglu" else 2) * self.width * self.hidden
+        heads = 2 * (self.heads + self.kv_heads) * self.head_dim
+        return self.depth * (self.width * heads + mlp) + vocab_size * self.width
+
+    def lookups(self, vocab_size: int) -> int:
+        """Parameters that are looked up only; norms and biases are left out."""
+        positions = self.context * self.width if self.family == "gpt2" else 0
+        return positions + (0 if self.tied else vocab_size * self.width)
+
+    def flops(self, vocab_size: int) -> int:
+        """Of a token in training, forward and backward: 6 x products + 12 x depth x width x context (PaLM, app. B)."""
+        return 6 * self.products(vocab_size) + 12 * self.depth * self.heads * self.head_dim * self.context
 
     @property
     def eps(self) -> float:
@@ -70,16 +95,26 @@ class TrainConfig:
     """How a model is trained; pretraining and fine-tuning share these."""
 
     __pydantic_config__ = PYDANTIC
+    DERIVES: ClassVar[bool] = False
+    """Whether steps, batch and rates may be left at 0, to be derived from the model."""
     steps: int = 1000
     """Optimiser steps."""
     batch: int = 16
-    """Sequences per optimiser step."""
+    """Sequences per optimiser step, on all devices together."""
     micro_batch: int = 0
-    """Sequences per forward pass; gradients add up to the batch's. Saves memory; 0 takes the whole batch at once."""
+    """Sequences per forward pass and device; gradients add up to the batch's. 0: as many as memory should hold."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for the blocks' matrices, with adamw for the rest; learns more a step, for models trained from scratch."""
     lr: float = 2e-3
-    """Highest learning rate; larger models want less (GPT-2 124M: 6e-4)."""
+    """Highest learning rate: of adamw (larger models want less; GPT-2 124M: 6e-4), or of muon (0.02)."""
+    adam_lr: float = 3e-3
+    """Highest learning rate of what muon leaves to adamw: embeddings, head, norms."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warm-up a cosine down to the end; or wsd: the highest rate, then a straight line down."""
+    cooldown: float = 0.4
+    """Share of all steps that the straight line of wsd takes."""
     min_lr_ratio: float = 0.1
-    """The cosine ends at this share of lr."""
+    """The schedule ends at this share of the highest rate."""
     warmup_steps: int = 50
     """Steps over which the learning rate rises to lr, at most a tenth of all steps."""
     weight_decay: float = 0.1
@@ -100,16 +135,65 @@ class TrainConfig:
     """Checkpoints kept during training, so that one that went bad has an elder."""
     sample_every: int = 200
     """Steps between printed samples; 0 prints none."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the computation; weights stay float32. auto: bfloat16 on a GPU, and on a CPU that has instructions for it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the blocks: half a minute for faster steps. auto: on a GPU, and on a CPU for hours of work."""
+    deterministic: bool = False
+    """On a GPU too the same bits each time, at the cost of speed; on a CPU that is always so."""
     seed: int = 1337
     """Of the weights, the data order and dropout."""
 
     def __post_init__(self) -> None:
-        _at_least("", self, steps=1, batch=1, micro_batch=0, warmup_steps=0, weight_decay=0, clip=0, eval_every=1)
-        _at_least("", self, eval_windows=1, checkpoint_every=1, keep=1, sample_every=0, seed=0)
-        _check(self.lr > 0, f"lr={self.lr} must be positive; try 1e-3")
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("min_lr_ratio", self.min_lr_ratio)):
+        least = 0 if self.DERIVES else 1
+        _at_least("", self, steps=least, batch=least, micro_batch=0, warmup_steps=0, weight_decay=0, clip=0)
+        _at_least("", self, eval_every=1, eval_windows=1, checkpoint_every=1, keep=1, sample_every=0, seed=0)
+        for name, value in (("lr", self.lr), ("adam_lr", self.adam_lr)):
+            _check(value > 0 or (self.DERIVES and value == 0), f"{name}={value} must be positive; try 1e-3")
+        for name in ("beta1", "beta2", "min_lr_ratio", "cooldown"):
+            value = getattr(self, name)
             _check(0 <= value <= 1, f"{name}={value} must lie between 0 and 1; leave it out for the default")
-        _multiple("", self, "batch", "micro_batch")
+        if self.batch:
+            _multiple("", self, "batch", "micro_batch")
+
+    def fitted(self, model: ModelConfig, vocab_size: int) -> Self:
+        """The same with every number filled in; here all are."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """How a model is trained from scratch: what is left at 0 follows from the model."""
+
+    DERIVES: ClassVar[bool] = True
+    steps: int = 0
+    """Optimiser steps; 0 takes as many as it needs to read 20 tokens a parameter (Hoffmann et al. 2022)."""
+    batch: int = 0
+    """Sequences per optimiser step, on all devices together; 0: more for longer trainings, 2^19 tokens for GPT-2's."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """muon: for the blocks' matrices, with adamw for the rest; adamw: for all, as GPT-2 was trained."""
+    lr: float = 0.0
+    """Highest learning rate; 0 takes 0.02 for muon and 1e-3 at width 768, more for a narrower model, for adamw."""
+    adam_lr: float = 0.0
+    """Highest learning rate of what muon leaves to adamw; 0: 1.6e-3 at width 768, more for a narrower model."""
+    schedule: Literal["cosine", "wsd"] = "wsd"
+    """wsd: the highest rate, then a straight line down; or a cosine."""
+    min_lr_ratio: float = 0.0
+    """The schedule ends at this share of the highest rate."""
+
+    def fitted(self, model: ModelConfig, vocab_size: int) -> Self:
+        """The same with every number filled in.
+
+        The batch: 2^19 tokens for the 2.5 billion of GPT-2 124M, 3,072 for the 2.6 million that did best with it on a
+        CPU (docs/pretraining.md), and between those two on a line in logarithms: tokens^0.75.
+        """
+        tokens = self.steps * self.batch * model.context or 20 * model.products(vocab_size)
+        rows, unit = 2 ** round(math.log2(2**19 * (tokens / 2.5e9) ** 0.75)) / model.context, self.micro_batch or 1
+        batch = self.batch or max(1, round(rows / unit)) * unit
+        narrow = (768 / model.width) ** 0.5
+        lr = self.lr or (0.02 if self.optimizer == "muon" else 1e-3 * narrow)
+        steps = self.steps or max(1, round(tokens / (batch * model.context)))
+        return replace(self, steps=steps, batch=batch, lr=lr, adam_lr=self.adam_lr or 1.6e-3 * narrow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +204,8 @@ class PreferConfig(TrainConfig):
     """DPO's strength of the reference: higher stays closer to it."""
     sft_weight: float = 1.0
     """Weight of the chosen answers' own loss beside DPO's; 0 is plain DPO, under which chosen answers lose too."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the computation; what is learned here are small differences of sums, which bfloat16 rounds away."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,6 +235,8 @@ class RlConfig(TrainConfig):
     """Weight of the KL divergence to the model at the start; 0 leaves it out."""
     resample: int = 2
     """Times that prompts whose completions all earned the same, so teach nothing, are replaced by others."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the computation; float32, as completions are sampled: a policy should learn from what it does itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

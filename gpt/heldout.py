@@ -10,12 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from gpt.data import IGNORED, Batch
 from gpt.model import GPT
 
-# B batch, T time, N = B x T, V vocabulary
+# B batch, T time, V vocabulary
 
 
 class HeldOut:
@@ -42,9 +41,7 @@ class HeldOut:
 def nats(model: GPT, x_BT: np.ndarray, y_BT: np.ndarray) -> np.ndarray:
     """What each target costs the model: float64 [B, T], 0 where it is IGNORED."""
     x, y = (torch.from_numpy(ids_BT).to(model.wte.weight.device) for ids_BT in (x_BT, y_BT))
-    logits_NV = model.eval()(x).flatten(0, 1)
-    costs_N = F.cross_entropy(logits_NV, y.flatten(), reduction="none")  # 3.6x faster than on [B, V, T]
-    return costs_N.view(y.shape).double().cpu().numpy()
+    return model.eval().costs(x, y).double().cpu().numpy()
 
 
 def batches(what: str, count: int, size: int, silent_s: float = 0) -> Iterator[slice]:

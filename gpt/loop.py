@@ -5,13 +5,13 @@ A step is a pure function of weights, optimiser, torch's RNG and the step's numb
 in it, so after a kill the same losses come again, to the last bit on a CPU.
 """
 
+import errno
 import hashlib
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -20,20 +20,22 @@ import torch
 from torch import Tensor
 
 from gpt import checkpoint
-from gpt.config import ModelConfig, PreferConfig, RlConfig, TrainConfig
+from gpt.config import ModelConfig, PreferConfig, PretrainConfig, RlConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.generate import generate, pick_device
-from gpt.journal import Journal
+from gpt.guard import IN_A_ROW, Guard
+from gpt.means import micro_batch, pays, precision
 from gpt.model import GPT
 from gpt.objectives import NextToken, Objective, Preference
-from gpt.optim import adamw, learning_rate
+from gpt.optim import course, groups, optimizers, update
+from gpt.report import Report
 from gpt.rl import Practice
 from gpt.tokenizer import Tokenizer
 
 TASKS: dict[
     str, tuple[Callable[..., Objective], type[TrainConfig], str]
 ] = {  # what a task learns by, its settings, and the file that tells what its data were made from
-    "pretrain": (NextToken, TrainConfig, "shards.json"),
+    "pretrain": (NextToken, PretrainConfig, "shards.json"),
     "sft": (NextToken, TrainConfig, "chats.json"),
     "prefer": (Preference, PreferConfig, "pairs.json"),
     "rl": (Practice, RlConfig, "prompts.json"),
@@ -59,78 +61,85 @@ class Trainer:
 
     def __init__(self, run: dict[str, Any]) -> None:
         objective, settings, _ = TASKS[run["task"]]
-        out, self.config, self.device = Path(run["out"]), settings(**run["train"]), pick_device(run["device"])
+        out, self.device = Path(run["out"]), pick_device(run["device"])
+        self.config = settings(**run["train"]).fitted(ModelConfig(**run["model"]), run["vocab_size"])
         self.checkpoints, self.tokenizer = out / "checkpoints", Tokenizer.load(Path(run["tokenizer"]))
-        self.state = first_state(run, self.config, self.tokenizer)
+        state = first_state(run, self.config, self.tokenizer)
         torch.manual_seed(self.config.seed)
         model = GPT(ModelConfig(**run["model"]), run["vocab_size"]) if not run["init"] else None
         self.model = (model or checkpoint.load_model(Path(run["init"]))).to(self.device)
-        self.optimizer = adamw(self.model, self.config)
+        self.optimizers, self.guard = optimizers(self.model, self.config), Guard(self.device)
+        self.training = checkpoint.Training(self.model, self.optimizers, self.guard, state)
         if found := checkpoint.newest(self.checkpoints):
-            self.state = checkpoint.restore(found, self.model, self.optimizer, expect=self.state)
-        self.first = self.state["step"]
-        self.journal = Journal(out / "logs" / "metrics.jsonl", after_step=self.first or -1)
-        note_numerics(out / "logs" / "numerics.json", run, self.device, resumed=self.first > 0)
+            checkpoint.restore(found, self.training)
+        self.numerics = numerics(out / "logs" / "numerics.json", run, self.config, self.model, state["step"] > 0)
+        self.config = replace(self.config, micro_batch=self.numerics["micro_batch"])
+        self.model.compute = torch.bfloat16 if self.numerics["precision"] == "bfloat16" else None
         self.objective: Objective = objective(run, self.config, self.model, self.tokenizer)
+        for block in self.model.h if self.numerics["compile"] else ():
+            block.compile()
+        self.report = Report(out / "logs" / "metrics.jsonl", self.config, self.model, self.objective, state)
+
+    @property
+    def state(self) -> checkpoint.State:
+        """Where the training is."""
+        return self.training.state
 
     def run(self, stop: Event) -> bool:
         """Steps until the last (True) or until `stop` (False); either way the last step made is in a checkpoint."""
-        c, size = self.config, sum(p.numel() for p in self.model.parameters())
-        where = f"{self.device} ({torch.get_num_threads()} threads), from step {self.first} to {c.steps}"
-        print(f"{size:,} parameters, {c.batch} x {self.model.config.context} tokens a step, on {where}", flush=True)
-        if self.first == 0:
-            self.journal.log(0, self.objective.measure())
-        self.began = self.shown = self.mark = time.monotonic()
-        self.counted = self.state["tokens"]
-        for step in range(self.first + 1, c.steps + 1):
-            loss, norm, numbers = self._update(step)
-            stopped = stop.is_set()
-            save = stopped or step % c.checkpoint_every == 0 or step == c.steps
-            self._report(step, {"loss": loss, "grad_norm": norm} | numbers, save)
+        c = self.config
+        self.report.begin(self.device)
+        while (step := self.state["step"] + 1) <= c.steps:
+            numbers, stopped = self._update(step), stop.is_set()
+            last = step == c.steps
+            if (step % IN_A_ROW == 0 or last) and self.guard.stuck():
+                self._rewind(step)
+                continue
+            self.report.step(step, numbers)
             if c.sample_every and step % c.sample_every == 0:
                 self._sample(step)
-            if save:
-                self.journal.sync()
-                checkpoint.save(self.checkpoints, self.model, self.optimizer, self.state, c.keep)
+            if stopped or last or (step % c.checkpoint_every == 0 and not self.guard.in_a_row):
+                self._save(needed=stopped or last)
             if stopped:
-                return step == c.steps
+                return last
         return True
 
-    def _update(self, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """One optimiser step; the loss, the gradient's norm, other numbers, all still on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step - 1, self.config)
+    def _update(self, step: int) -> dict[str, Tensor]:
+        """One optimiser step, unless the guard skips it; its numbers, all still on the device."""
+        for group in groups(self.optimizers):
+            group["lr"] = group["peak"] * course(step - 1, self.config)
         self.model.train()
-        loss, targets, numbers = self.objective.backward(step - 1)
+        loss, targets, numbers = self.objective.backward(step - 1 + self.state["detour"])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.state |= {"step": step, "tokens": self.state["tokens"] + targets}
-        return loss, norm, numbers
+        skip = self.guard.judge(loss, norm)
+        with self.report.watch(step):
+            update(self.optimizers, skip)
+        self.state.update(step=step, tokens=self.state["tokens"] + targets)
+        return {"loss": loss, "grad_norm": norm, "skipped": self.guard.skipped} | numbers
 
-    def _report(self, step: int, numbers: dict[str, Tensor], save: bool) -> None:
-        """Journal and progress line where they are due; a loss that is no number ends the run before it is saved."""
-        c, now = self.config, time.monotonic()
-        evaluate = step % c.eval_every == 0 or step == c.steps
-        speak, log = evaluate or now - self.shown >= 5, evaluate or step % -(-c.steps // 500) == 0
-        if not (log or speak or save):  # reading a number waits for the device, and a chart needs no more points
-            return
-        values = {f"train/{name}": value.item() for name, value in numbers.items()}
-        if not math.isfinite(loss := values["train/loss"]):
-            raise UserError(f"loss is {loss} at step {step}; lower lr={c.lr}, say to {c.lr / 3:.1g}")
-        rate = (self.state["tokens"] - self.counted) / (time.monotonic() - self.mark)
-        values |= {"train/lr": learning_rate(step - 1, c), "perf/tokens_per_s": rate}
-        held = self.objective.measure() if evaluate else {}
-        if log:
-            self.journal.log(step, values | held)
-        if speak:
-            self.shown, left_s = now, (now - self.began) / (step - self.first) * (c.steps - step)
-            told = "".join(f", {name} {value:.3f}" for name, value in held.items())
-            print(
-                f"step {step} of {c.steps}: loss {loss:.3f}{told}, {rate:,.0f} tokens/s, {left_s:.0f} s left",
-                flush=True,
+    def _rewind(self, step: int) -> None:
+        """Back to the last checkpoint, then past the data that did harm; this helps once, if it helps at all."""
+        c, found = self.config, checkpoint.newest(self.checkpoints)
+        if self.state["detour"] or not found:
+            what = (
+                f"{IN_A_ROW} steps in a row up to step {step} had a loss or gradient that is no number or far too high"
             )
-        self.mark, self.counted = time.monotonic(), self.state["tokens"]
+            raise UserError(f"{what}; lower lr={c.lr:g}, say to {c.lr / 3:.1g}, or look at the data there")
+        checkpoint.restore(found, self.training)
+        self.state["detour"] = step - self.state["step"]
+        print(f"too many bad steps: back from step {step} to {self.state['step']}, other data from there", flush=True)
+        self.report.rewind(self.state)
+
+    def _save(self, needed: bool) -> None:
+        """A checkpoint; where there is no room for one, training goes on with the elder, but not to its end."""
+        self.report.journal.sync()
+        try:
+            checkpoint.save(self.checkpoints, self.training, self.config.keep)
+        except OSError as error:
+            if needed or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"no checkpoint at step {self.state['step']}: {error.strerror}", flush=True)
+            self.report.journal.log(self.state["step"], {"train/failed_saves": 1})
 
     def _sample(self, step: int) -> None:
         """Print what the model says."""
@@ -154,13 +163,18 @@ def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) 
     weights = (Path(run["init"]) / "model.safetensors").read_bytes() if run["init"] else b""
     same["init"] = hashlib.sha256(weights).hexdigest()
     read = hashlib.sha256(b"".join(facts.values()) + repr((run.get("packing"), [share for _, share in mix])).encode())
-    return same | {"data": read.hexdigest(), "step": 0, "tokens": 0}
+    return same | {"data": read.hexdigest(), "step": 0, "tokens": 0, "detour": 0}
 
 
-def note_numerics(path: Path, run: dict[str, Any], device: str, resumed: bool) -> None:
-    """Remember what decides the last bits besides the config; a resume under other numerics says so."""
-    now = {"device": device, "threads": run["threads"], "torch": torch.__version__}
-    before = json.loads(path.read_text()) if resumed else now
-    if now != before:
+def numerics(path: Path, run: dict[str, Any], config: TrainConfig, model: GPT, resumed: bool) -> dict[str, Any]:
+    """What decides the last bits besides the config, as settled when the run began; a resume under others says so."""
+    device, before = str(model.wte.weight.device), json.loads(path.read_text()) if resumed else {}
+    now: dict[str, Any] = {"device": device, "threads": run["threads"], "torch": torch.__version__}
+    now["precision"] = precision(device) if config.precision == "auto" else config.precision
+    now["compile"] = pays(model, config) if config.compile == "auto" else config.compile == "on"
+    now["micro_batch"] = config.micro_batch or before.get("micro_batch") or micro_batch(model, config, now["precision"])
+    if resumed and now != before:
         print(f"resume under other numerics: not bit-exact ({before} before, {now} now)", flush=True)
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(now))
+    return now

@@ -6,12 +6,12 @@ Methods: next-token prediction; DPO (Rafailov et al. 2023) beside the chosen ans
 """
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.checkpoint import load_model
@@ -34,6 +34,9 @@ REPLIES, REPLY_TOKENS = 32, 64
 class Objective(Protocol):
     """What the loop asks of a kind of training."""
 
+    waited_s: float
+    """Seconds spent so far on getting data."""
+
     def backward(self, step: int) -> Step:
         """Add the gradient of step number `step` (from 0)."""
         ...
@@ -51,7 +54,8 @@ class NextToken:
     """The next token: of every token of a stream (pretrain), of the assistant's in a conversation (sft)."""
 
     def __init__(self, run: dict[str, Any], config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> None:
-        self.config, self.model, folder, context = config, model, Path(run["data"]), model.config.context
+        self.config, self.model, self.waited_s = config, model, 0.0
+        folder, context = Path(run["data"]), model.config.context
         mix = [(Path(other), share) for other, share in run.get("mix", ())]
         pack_at = tokenizer.eot if run.get("packing") == "bfd" else None
         pretrain = run["task"] == "pretrain"
@@ -60,21 +64,28 @@ class NextToken:
 
     def backward(self, step: int) -> Step:
         """The mean loss over all targets of the batch, `micro_batch` sequences at a time."""
+        begin = time.perf_counter()
         batch = on(self.model, self.data.batch(self.config.seed, step, self.config.batch))
+        self.waited_s += time.perf_counter() - begin
         total, targets = torch.zeros((), device=batch[1].device), int((batch[1] != IGNORED).sum())
         rows = self.config.micro_batch or self.config.batch
         for x, y, *document in zip(*(part.split(rows) for part in batch), strict=True):
-            logits = self.model(x, None, *document).flatten(0, 1)
-            costs = F.cross_entropy(logits, y.flatten(), ignore_index=IGNORED, reduction="sum")
-            (costs / targets).backward()
-            total += costs.detach() / targets
+            mean = self.model(x, None, *document, target_BT=y) / targets
+            mean.backward()
+            total += mean.detach()
         return total, targets, {}
 
     def measure(self) -> Numbers:
         """Bits a byte and nats a target."""
         rows = self.config.micro_batch or self.config.batch
         scores = self.held_out.measure(self.model, rows, "held-out row", silent_s=5)
-        return {f"val/{name}": value for name, value, _ in reversed(scores)}
+        return {f"val/{name}": value for name, value, _ in reversed(scores)} | {"val/max_logit": self._largest()}
+
+    @torch.no_grad()
+    def _largest(self) -> float:
+        """The largest logit of the first held-out row: it grows before a training falls apart."""
+        x = torch.from_numpy(self.held_out.x_BT[:1]).to(device_of(self.model))
+        return self.model.eval()(x).abs().max().item()
 
     def prompt(self) -> list[int]:
         """The first held-out row's question, or the start of a document."""
@@ -86,6 +97,7 @@ class Preference:
 
     def __init__(self, run: dict[str, Any], config: PreferConfig, model: GPT, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer, self.init = config, model, tokenizer, Path(run["init"])
+        self.waited_s = 0.0
         self.data = Pairs(Path(run["data"]), model.config.context)
         self.reference = remembered(Path(run["out"]) / "checkpoints", self._reference)
 

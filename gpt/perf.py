@@ -7,7 +7,6 @@ memory is that of the rows tried, extrapolated to all of them: activations grow 
 """
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from gpt.config import ModelConfig, TrainConfig
+from gpt.config import ModelConfig, PretrainConfig
 from gpt.generate import generate, pick_device
+from gpt.means import memory_bytes, precision
 from gpt.model import GPT
-from gpt.optim import adamw
+from gpt.optim import optimizers
 
 ENOUGH_S = 0.5
 """A step so long says how fast the machine is."""
@@ -38,21 +37,24 @@ class Probe:
         torch.manual_seed(0)
         self.device = pick_device(run["device"])
         self.model = GPT(ModelConfig(**run["model"]), run["vocab_size"]).to(self.device)
-        self.optimizer, self.rows, self.context = adamw(self.model, TrainConfig()), 1, self.model.config.context
+        self.model.compute = torch.bfloat16 if precision(self.device) == "bfloat16" else None
+        self.optimizers = optimizers(self.model, PretrainConfig(optimizer=run["optimizer"], lr=1e-3, adam_lr=1e-3))
+        self.rows, self.context = 1, self.model.config.context
 
     def train(self) -> None:
         """One optimiser step."""
         x_BT = torch.randint(self.model.vocab_size, (self.rows, self.context), device=self.device)
-        F.cross_entropy(self.model.train()(x_BT).flatten(0, 1), x_BT.flatten(), reduction="sum").backward()
+        self.model.train()(x_BT, target_BT=x_BT).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     @torch.inference_mode()
     def read(self) -> None:
         """The cost of every token of a batch, as an evaluation has it."""
         x_BT = torch.randint(self.model.vocab_size, (self.rows, self.context), device=self.device)
-        F.cross_entropy(self.model.eval()(x_BT).flatten(0, 1), x_BT.flatten(), reduction="none")
+        self.model.eval().costs(x_BT, x_BT)
 
     def sample(self) -> None:
         """Replies to prompts of half a reply's length."""
@@ -70,28 +72,19 @@ class Probe:
             taken.append(time.perf_counter() - begin)
         return statistics.median(taken)
 
-    def memory(self) -> int:
-        """The most that this process has had so far, in bytes."""
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        if sys.platform == "darwin":
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        status = Path("/proc/self/status").read_text()  # ru_maxrss counts what the parent had when it forked
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
 
 def measure(run: dict[str, Any]) -> dict[str, float]:
     """Seconds a token, and bytes."""
     probe = Probe(run)
     probe.train()  # the first makes the optimiser's state
-    few, at_first = probe.rows, probe.memory()
+    few, at_first = probe.rows, memory_bytes(probe.device)
     while (step_s := probe.seconds(probe.train, 1)) < ENOUGH_S and probe.rows < run["rows"]:
         probe.rows = min(2 * probe.rows, run["rows"])
-    growth = (probe.memory() - at_first) / max(1, probe.rows - few)
+    growth = (memory_bytes(probe.device) - at_first) / max(1, probe.rows - few)
     tokens = probe.rows * probe.context
     if step_s < ENOUGH_S * 4:
         step_s = probe.seconds(probe.train)
-    peak = probe.memory() + growth * (run["rows"] - probe.rows)
+    peak = memory_bytes(probe.device) + growth * (run["rows"] - probe.rows)
     replies = ASKED * min(REPLY, probe.context // 2)
     return {"train_s": step_s / tokens, "read_s": probe.seconds(probe.read, 3) / tokens,
             "sample_s": probe.seconds(probe.sample, 3) / replies, "peak_bytes": peak}  # fmt: skip

@@ -46,7 +46,7 @@ class Practice:
     """Completions of the model itself, weighed by their rewards."""
 
     def __init__(self, run: dict[str, Any], config: RlConfig, model: GPT, tokenizer: Tokenizer) -> None:
-        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.config, self.model, self.tokenizer, self.waited_s = config, model, tokenizer, 0.0
         known = problems(Path(run["data"]), tokenizer, model.config.context - config.max_new_tokens)
         self.train, self.val = known["train"], known["heldout"]
         for split, rows in known.items():

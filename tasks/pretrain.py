@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, PretrainConfig
 from gpt.errors import UserError
 from gpt.mixture import SHARES
 from tasks.artifacts import Checkpoint, Metrics, Shards, Tokenizer
@@ -27,7 +27,7 @@ WHAT_COUNTS = ("config.json", "model.safetensors", "state.json")
 """The files of a checkpoint that a training from it depends on: model, weights, and what they have learned from."""
 
 
-class Pretrain(Training):
+class Pretrain(Training, PretrainConfig):
     """A model and how to train it."""
 
     model: ModelConfig = ModelConfig()
@@ -83,7 +83,7 @@ def _trains(ref: str) -> str:
     return content_digest({file.name: file_digest(file) for file in files})
 
 
-@stage(Checkpoint, version="2", trains=True)
+@stage(Checkpoint, version="3", trains=True)
 def pretrain(out: Path, config: Pretrain, shards: Shards, tokenizer: Tokenizer) -> Metrics:
     """Train a base model to predict the next token; held-out bits per byte before and after."""
     vocab_size = json.loads((shards.path / "shards.json").read_text())["vocab_size"]
@@ -92,7 +92,8 @@ def pretrain(out: Path, config: Pretrain, shards: Shards, tokenizer: Tokenizer) 
         model["init"] = str(_same_model(config.init, model["model"]))
     inputs: dict[str, Any] = {"data": str(shards.path), "tokenizer": str(tokenizer.path), "packing": config.packing}
     inputs["mix"] = [[str(folder), share] for _, folder, share in config.mixed()]
-    return train(out, {"task": "pretrain", **inputs, **model, "train": config.settings()})
+    fitted = PretrainConfig(**config.settings()).fitted(config.model, vocab_size)
+    return train(out, {"task": "pretrain", **inputs, **model, "train": asdict(fitted)})
 
 
 def _same_model(init: str, wanted: Mapping[str, Any]) -> Path:

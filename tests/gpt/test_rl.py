@@ -70,7 +70,7 @@ def test_a_step_is_a_pure_function_of_weights_and_number(make_run, base):
 
 
 def test_what_earns_becomes_more_frequent(make_run, base, monkeypatch):
-    monkeypatch.setattr(Practice, "reward", lambda self, reply, answer: sum(t < 128 for t in reply) / len(reply))
+    monkeypatch.setattr(Practice, "reward", lambda self, reply, answer: sum(t >= 128 for t in reply) / len(reply))
     run = make_run("rl", out="rl", init=base, steps=40, lr=1e-2, **SETTINGS)
     assert train(run, Event())
     rows = [json.loads(line)[2] for line in (Path(run["out"]) / "logs" / "metrics.jsonl").read_text().splitlines()]

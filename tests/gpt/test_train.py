@@ -205,7 +205,7 @@ def test_accumulation_is_the_gradient_of_the_whole_batch():
     for rows in (6, 2, 1):
         model.zero_grad()
         objective = NextToken.__new__(NextToken)
-        objective.config, objective.model = TrainConfig(batch=6, micro_batch=rows), model
+        objective.config, objective.model, objective.waited_s = TrainConfig(batch=6, micro_batch=rows), model, 0.0
         objective.data = SimpleNamespace(batch=lambda *_: (x_BT.numpy(), y_BT.numpy()))
         found[rows] = (objective.backward(0)[0], [p.grad.clone() for p in model.parameters()])
     mean = torch.nn.functional.cross_entropy(model(x_BT).flatten(0, 1), y_BT.flatten())
@@ -266,13 +266,13 @@ def test_a_checkpoint_knows_its_parents(make_run):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_a_checkpoint(make_run, tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps(make_run(lr=1e30, warmup_steps=0, clip=0)))
+    (tmp_path / "run.json").write_text(json.dumps(make_run(lr=1e30, adam_lr=1e30, warmup_steps=0, clip=0)))
     ran = subprocess.run(
         [sys.executable, "-m", "gpt.train", str(tmp_path / "run.json")], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 2, ran
     assert len(ran.stderr.splitlines()) == 1
-    assert ran.stderr.startswith("error: loss is nan at step "), ran.stderr
+    assert ran.stderr.startswith("error: 8 steps in a row up to step 12 had a loss or gradient that is no"), ran.stderr
     assert "lower lr=1e+30" in ran.stderr
     assert not (tmp_path / "out" / "checkpoints").exists()
 

@@ -1,0 +1,83 @@
+"""What this machine offers a training: bfloat16, a compiler, memory, and how many FLOP/s its matrix products reach.
+
+In: a device, a model, its `TrainConfig`. Out: precision, whether to compile, micro-batch, ceilings.
+"""
+
+import os
+import resource
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from gpt.config import PEAK_TFLOPS, TrainConfig
+from gpt.model import GPT
+
+WORTH_COMPILING = 3e14
+"""FLOPs from which compiling pays on a CPU, where it takes some 20 s and makes a step 1.0 to 1.4 times as fast."""
+
+
+def precision(device: str) -> str:
+    """bfloat16 where the hardware multiplies in it; elsewhere it is emulated, and slower than float32."""
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def pays(model: GPT, config: TrainConfig) -> bool:
+    """Whether compiled blocks save more time than compiling takes; on a CPU it also needs a C++ compiler."""
+    if model.wte.weight.is_cuda:
+        return True
+    work = model.config.flops(model.vocab_size) * config.steps * config.batch * model.config.context
+    return work > WORTH_COMPILING and bool(shutil.which(os.environ.get("CXX", "g++")))
+
+
+def micro_batch(model: GPT, config: TrainConfig, precise: str) -> int:
+    """The largest divisor of the batch whose activations should fit into half of what memory is free now."""
+    c, size = model.config, 2 if precise == "bfloat16" else 4
+    mlp = (3 if c.act == "swiglu" else 2) * c.hidden
+    scores = 0 if model.wte.weight.is_cuda else 3 * c.heads * c.context  # written out, they are kept (gpt/model.py)
+    row = c.context * c.depth * (12 * c.width + 2 * mlp + scores) * size + c.context * c.width * 16
+    free = torch.cuda.mem_get_info()[0] if model.wte.weight.is_cuda else available_bytes()
+    states = 12 * sum(p.numel() for p in model.parameters())  # gradients and two moments are still to come
+    fits = max(1, int((free - states) / 2 / row))
+    return max(rows for rows in range(1, config.batch + 1) if config.batch % rows == 0 and rows <= fits)
+
+
+def peak_flops(device: str) -> float:
+    """The data sheet's, for the GPUs that are known; else 0."""
+    name = torch.cuda.get_device_name().replace(" ", "") if device.startswith("cuda") else ""
+    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), 0.0)
+
+
+def gemm_flops(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of a large square matrix product as it is: what no training exceeds."""
+    cuda, taken = device.startswith("cuda"), list[float]()
+    side = 8192 if cuda else 1024
+    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        a @ b
+        if cuda:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begin)
+    return 2 * side**3 / statistics.median(taken[1:])
+
+
+def available_bytes() -> int:
+    """What the kernel could give without swapping; where it does not say, half of what the machine has."""
+    if (told := Path("/proc/meminfo")).exists():
+        return int(told.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def memory_bytes(device: str) -> int:
+    """The most that this process has had so far, on the GPU where it has one."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    if (told := Path("/proc/self/status")).exists():  # ru_maxrss counts what the parent had when it forked
+        return int(told.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
