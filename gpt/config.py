@@ -16,6 +16,16 @@ PEAK_TFLOPS = {"A100": 312, "L40S": 362, "H100": 989, "H200": 989, "B200": 2250,
 """Dense bf16 peaks from the makers' data sheets."""
 
 
+
+
+def too_large(parameters: int, memory_bytes: float) -> bool:
+    """Whether weights, gradients and AdamW's moments, 16 bytes a parameter, leave less than half of a device's memory.
+
+    Then each rank of a training holds a part of them (gpt/dist.py).
+    """
+    return 16 * parameters > memory_bytes / 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One of two families; a size left at 0 is derived, and after construction every size holds its final number."""
@@ -29,6 +39,8 @@ class ModelConfig:
     """Channels of the residual stream; 0 takes 64 x depth."""
     heads: int = 0
     """Attention heads; 0 takes width / 64, at least one."""
+    head_dim: int = 0
+    """Channels of one head; 0 takes width / heads (others: modern only)."""
     kv_heads: int = 0
     """Key and value heads shared by groups of heads (modern only); 0 takes as many as heads."""
     hidden: int = 0
@@ -45,17 +57,20 @@ class ModelConfig:
     """Base of the rotary angles (modern only)."""
 
     def __post_init__(self) -> None:
-        _at_least("model.", self, depth=1, context=2, width=0, heads=0, kv_heads=0, hidden=0)
+        _at_least("model.", self, depth=1, context=2, width=0, heads=0, head_dim=0, kv_heads=0, hidden=0)
         self._derive("width", 64 * self.depth)
         self._derive("heads", max(1, self.width // 64))
         self._derive("kv_heads", self.heads)
         self._derive("act", "gelu" if self.family == "gpt2" else "swiglu", unset="auto")
         self._derive("hidden", -(-8 * self.width // 192) * 64 if self.act == "swiglu" else 4 * self.width)
-        _multiple("model.", self, "width", "heads")
+        if not self.head_dim:
+            _multiple("model.", self, "width", "heads")
+        self._derive("head_dim", self.width // self.heads)
         _multiple("model.", self, "heads", "kv_heads")
         _check(self.head_dim % 2 == 0, f"model.width / model.heads is {self.head_dim}, must be even; try other heads")
-        plain = self.family == "modern" or (self.kv_heads == self.heads and self.rope_theta == 10000.0)
-        _check(plain, "model.kv_heads and model.rope_theta need model.family=modern; leave them out for gpt2")
+        plain = self.kv_heads == self.heads and self.heads * self.head_dim == self.width and self.rope_theta == 1e4
+        what = "model.head_dim, model.kv_heads and model.rope_theta need model.family=modern"
+        _check(plain or self.family == "modern", f"{what}; leave them out for gpt2")
         fits = (self.act == "gelu") == (self.family == "gpt2")
         _check(fits, f"model.act={self.act} does not go with model.family={self.family}; leave it out for the default")
         _check(0 <= self.dropout < 1, f"model.dropout={self.dropout} must lie in [0, 1); try 0.1")
@@ -63,11 +78,6 @@ class ModelConfig:
     def _derive(self, name: str, value: int | str, unset: int | str = 0) -> None:
         if getattr(self, name) == unset:
             object.__setattr__(self, name, value)
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head."""
-        return self.width // self.heads
 
     def products(self, vocab_size: int) -> int:
         """Parameters that are multiplied with: the head counts, tied or not, a lookup does not."""

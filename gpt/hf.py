@@ -1,38 +1,29 @@
-"""Our models as Hugging Face folders and back: gpt2 as GPT2LMHeadModel, modern as Qwen3ForCausalLM.
+"""Our models as Hugging Face folders and back: gpt2 as GPT2LMHeadModel, modern as Qwen3ForCausalLM; and warm starts.
 
 In: a config and a state, or a folder in their format. Out: the same numbers under the other names, bit for bit.
-Method: tables of names, read both ways; Conv1D matrices are transposed, fused rows (qkv, gate and up) split.
+Method: tables of names, read both ways; Conv1D matrices are transposed, fused rows (qkv, gate and up) split, and the
+rows that pad the vocabulary inside the model stay here. gpt/hfconfig.py has the settings.
 """
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt.checkpoint import load_model
+from gpt.checkpoint import load_model, read_state
 from gpt.config import ModelConfig
 from gpt.errors import UserError
+from gpt.hfconfig import CLASSES, from_json, rows, to_json
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
-# What each family always computes; a folder that asks for something else is refused.
-FIXED: dict[str, dict[str, Any]] = {
-    "gpt2": {"model_type": "gpt2", "activation_function": "gelu_new", "scale_attn_by_inverse_layer_idx": False},
-    "modern": {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False, "rope_scaling": None},
-}
-SIZES = {  # their name for a size, ours
-    "gpt2": """
-        n_embd width, n_layer depth, n_head heads, n_inner hidden, n_positions context, layer_norm_epsilon eps,
-        resid_pdrop dropout, embd_pdrop dropout, attn_pdrop dropout""",
-    "modern": """
-        hidden_size width, intermediate_size hidden, num_hidden_layers depth, max_position_embeddings context,
-        num_attention_heads heads, num_key_value_heads kv_heads, head_dim head_dim, rope_theta rope_theta,
-        attention_dropout dropout, rms_norm_eps eps""",
-}
 NAMES = {  # what becomes of our tensors' names, rule by rule; {a/b}: several tensors hold our tensor's rows in turn
     "gpt2": """
         wte transformer.wte, wpe transformer.wpe, ln_f transformer.ln_f, h. transformer.h., ln1 ln_1, ln2 ln_2,
@@ -42,7 +33,10 @@ NAMES = {  # what becomes of our tensors' names, rule by rule; {a/b}: several te
         attn. self_attn., attn.qkv attn.{q/k/v}_proj, attn.proj attn.o_proj, mlp.up mlp.{gate/up}_proj,
         mlp.down mlp.down_proj""",
 }
-CLASSES = {"gpt2": "GPT2LMHeadModel", "modern": "Qwen3ForCausalLM"}
+EMBEDDINGS = ("wte.weight", "lm_head.weight")
+
+
+# -- out --------------------------------------------------------------------------------------------------------------
 
 
 def write_release(folder: Path, checkpoint: Path) -> None:
@@ -66,61 +60,74 @@ def write_release(folder: Path, checkpoint: Path) -> None:
 
 def to_hf(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A model as transformers wants it: the config.json by which AutoModelForCausalLM loads it, and its tensors."""
-    config, tensors, kv = model.config, {}, model.config.kv_heads * model.config.head_dim
+    config, tensors = model.config, {}
     for ours, tensor in model.state_dict().items():
-        theirs = _theirs(config, ours)
-        rows = {1: len(tensor), 2: config.hidden, 3: [config.width, kv, kv]}[len(theirs)]
-        for name, part in zip(theirs, tensor.split(rows), strict=True):
+        real = tensor[: model.vocab_size] if ours in EMBEDDINGS else tensor
+        for name, part in zip(_theirs(config, ours), _split(config, ours, real), strict=True):
             tensors[name] = _conv1d(config, ours, part).clone(memory_format=torch.contiguous_format)
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
-    return {"architectures": [CLASSES[config.family]], "dtype": dtype} | _config(config, model.vocab_size), tensors
+    return {"architectures": [CLASSES[config.family]], "dtype": dtype} | to_json(config, model.vocab_size), tensors
+
+
+def _split(config: ModelConfig, ours: str, tensor: Tensor) -> list[Tensor]:
+    """The tensors that hold one of ours over there."""
+    if config.family == "modern" and "attn.qkv" in ours:
+        return [*tensor.split([heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)])]
+    if config.family == "modern" and "mlp.up" in ours:
+        return [*tensor.chunk(2)] if config.act == "swiglu" else [tensor, tensor]
+    return [tensor]
+
+
+# -- in ---------------------------------------------------------------------------------------------------------------
 
 
 def from_hf(folder: Path) -> GPT:
-    """Read a GPT-2 or Qwen3 folder of any precision: the model in float32, in evaluation mode.
-
-    UserError when it asks for a computation that neither family has: an approximation would be a broken model.
-    """
-    given = json.loads((folder / "config.json").read_text())
-    kind = given.get("model_type")
-    family = next((family for family, fixed in FIXED.items() if fixed["model_type"] == kind), None)
-    if family is None:
-        raise UserError(f"{folder}: model_type {kind!r} cannot be read; gpt2 and qwen3 can")
-    given = (given.get("rope_parameters") or {}) | given  # rope_theta is on top before transformers 5, inside since
-    sizes = {ours: given[theirs] for theirs, ours in _rows(SIZES[family]) if given.get(theirs) is not None}
-    settings: dict[str, Any] = {name: sizes[name] for name in ModelConfig.__dataclass_fields__.keys() & sizes}
-    settings |= {"family": family, "tied": given.get("tie_word_embeddings", family == "gpt2")}
-    config = ModelConfig(**settings)
-    for key, ours in _config(config, given["vocab_size"]).items():
-        if given.get(key) not in (None, ours):
-            raise UserError(f"{folder}/config.json: {key} is {given[key]!r}; only {ours!r} can be read for {family}")
-    model = GPT(config, given["vocab_size"])
-    model.load_state_dict(_state(folder, model))
+    """Read a GPT-2 or Qwen3 folder of any precision: the model in float32, in evaluation mode."""
+    config, vocab_size = from_json(folder)
+    with torch.device("meta"):  # no time and no random numbers for weights that are about to be replaced
+        model = GPT(config, vocab_size).to_empty(device="cpu")
+    wanted, found = {ours: _theirs(config, ours) for ours in model.state_dict()}, _tensors(folder)
+    if missing := {name for theirs in wanted.values() for name in theirs} - found.keys():
+        raise UserError(f"{folder}: no model*.safetensors holds {min(missing)}; is the download whole?")
+    state = {ours: _joined(config, ours, [found[name] for name in theirs]) for ours, theirs in wanted.items()}
+    for name in state.keys() & {*EMBEDDINGS}:
+        state[name] = padded(state[name], model.wte.num_embeddings)
+    odd = [ours for ours, mine in model.state_dict().items() if state[ours].shape != mine.shape]
+    if odd:
+        told = f"{wanted[odd[0]][0]} gives {[*state[odd[0]].shape]}, config.json {[*model.state_dict()[odd[0]].shape]}"
+        raise UserError(f"{folder}: {told}; are both from one model?")
+    model.load_state_dict(state)
     return model.eval()
 
 
-def _state(folder: Path, model: GPT) -> dict[str, Tensor]:
+def padded(tensor: Tensor, size: int) -> Tensor:
+    """With rows of zeros up to a size."""
+    return F.pad(tensor, (0, 0, 0, size - len(tensor)))
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         found |= load_file(file)
     if "wte.weight" in found:  # OpenAI's GPT-2 files name the body's tensors without the prefix
         found = {f"transformer.{name}": tensor for name, tensor in found.items()}
-    wanted = {ours: _theirs(model.config, ours) for ours in model.state_dict()}
-    if missing := {name for theirs in wanted.values() for name in theirs} - found.keys():
-        raise UserError(f"{folder}: no *.safetensors file holds {min(missing)}; is the download whole?")
-    return {ours: torch.cat([_conv1d(model.config, ours, found[name]) for name in wanted[ours]]) for ours in wanted}
+    return found
+
+
+def _joined(config: ModelConfig, ours: str, parts: list[Tensor]) -> Tensor:
+    if config.act == "relu2" and len(parts) == 2:
+        if not torch.equal(*parts):
+            raise UserError("hidden_act is 'relu' and gate_proj differs from up_proj; only relu2, where they are one")
+        parts = parts[:1]
+    return torch.cat([_conv1d(config, ours, part) for part in parts])
 
 
 def _theirs(config: ModelConfig, ours: str) -> list[str]:
-    for here, there in _rows(NAMES[config.family]):
+    for here, there in rows(NAMES[config.family]):
         ours = ours.replace(here, there)
     head, _, tail = ours.partition("{")
     choices, _, end = tail.partition("}")
     return [head + choice + end for choice in choices.split("/")]
-
-
-def _rows(table: str) -> list[list[str]]:
-    return [row.split() for row in table.split(",")]
 
 
 def _conv1d(config: ModelConfig, ours: str, tensor: Tensor) -> Tensor:
@@ -128,8 +135,40 @@ def _conv1d(config: ModelConfig, ours: str, tensor: Tensor) -> Tensor:
     return tensor.t() if config.family == "gpt2" and ours.startswith("h.") and tensor.dim() == 2 else tensor
 
 
-def _config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    sizes: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in _rows(SIZES[config.family])}
-    if config.family == "modern":
-        sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    return FIXED[config.family] | sizes | {"vocab_size": vocab_size, "tie_word_embeddings": config.tied}
+# -- warm starts ------------------------------------------------------------------------------------------------------
+
+
+def start_from(folder: Path, wanted: ModelConfig, vocab_size: int) -> GPT:
+    """The model of a Checkpoint or a Hugging Face folder, with the context, dropout and vocabulary that are wanted.
+
+    Ids keep their rows. Those that the model lacks, as a released one our chat tokens, start as the mean of all rows
+    (Hewitt 2021): zeros would stand far above the logits of GPT-2, which are all near -100.
+    """
+    model = load_model(folder) if (folder / "state.json").exists() else from_hf(folder)
+    with torch.device("meta"):
+        started = GPT(replace(model.config, context=wanted.context, dropout=wanted.dropout), vocab_size)
+    state = model.state_dict()
+    for name in state.keys() & {*EMBEDDINGS}:
+        known = state[name][: min(model.vocab_size, vocab_size)]
+        mean = state[name][: model.vocab_size].mean(0, keepdim=True)
+        state[name] = padded(torch.cat([known, mean.expand(vocab_size - len(known), -1)]), started.wte.num_embeddings)
+    if started.wpe is not None:
+        state["wpe.weight"] = state["wpe.weight"][: wanted.context].clone()
+    started.load_state_dict(state, assign=True)
+    return started.eval()
+
+
+def origin(folder: Path) -> dict[str, Any]:
+    """What a training notes of the model that it goes on from; of a released one not much is known."""
+    if (folder / "state.json").exists():
+        return read_state(folder)
+    return {"tokenizer": Tokenizer.load(folder).digest, "parents": [], "task": "released", "step": 0, "tokens": 0}
+
+
+def fingerprint(folder: Path | None) -> str:
+    """The sha256 of a folder's weights, one file after the other; of nothing where there is no folder."""
+    weights = hashlib.sha256()
+    for path in sorted(folder.glob("model*.safetensors")) if folder else ():
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: weights)
+    return weights.hexdigest()

@@ -54,8 +54,8 @@ class Where:
         if self.mask_B1TS is not None and plain(ids_BT, dtype) and cache is None:
             self.mask_B1TS = torch.zeros(self.mask_B1TS.shape, dtype=dtype).masked_fill(~self.mask_B1TS, -1e30)
         if config.family == "modern":
-            rates_D = torch.arange(0, config.head_dim, 2, device=ids_BT.device).float() / -config.head_dim
-            angles_BT1D = self.at_BT[:, :, None, None].float() * (config.rope_theta**rates_D).repeat(2)
+            powers_D = torch.arange(0, config.head_dim, 2, device=ids_BT.device).float() / config.head_dim
+            angles_BT1D = self.at_BT[:, :, None, None].float() * (1 / config.rope_theta**powers_D).repeat(2)
             self.cos, self.sin = angles_BT1D.cos().to(dtype), angles_BT1D.sin().to(dtype)
 
     def rotate(self, x_BTHD: Tensor) -> Tensor:
