@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gpt import dist
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.failpoints import failpoint
@@ -50,14 +51,18 @@ class Training:
 def save(root: Path, training: Training, keep: int) -> None:
     """Add the checkpoint of the state's step to the folder `root` and drop all but the newest `keep`."""
     failpoint("checkpoint: begin")
+    parts = {"model": training.model.state_dict(), "optimizer": training.moments()}
+    whole = {name: _whole(tensors) for name, tensors in parts.items()} | {"rng": _random()}
+    if dist.lead():
+        _write(root, training, whole, keep)
+
+
+def _write(root: Path, training: Training, whole: dict[str, dict[str, Tensor]], keep: int) -> None:
     work, model, state = root / "work", training.model, training.state
     shutil.rmtree(work, ignore_errors=True)  # its writer was killed
     work.mkdir(parents=True)
     _check_space(root, model)
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    for name, tensors in {"model": model.state_dict(), "optimizer": training.moments(), "rng": random}.items():
+    for name, tensors in whole.items():
         save_file(tensors, work / f"{name}.safetensors")
     (work / "config.json").write_bytes(_canonical({"model": asdict(model.config), "vocab_size": model.vocab_size}))
     (work / "state.json").write_bytes(_canonical(state))
@@ -71,6 +76,24 @@ def save(root: Path, training: Training, keep: int) -> None:
     _sync(root)
     for old in sorted(root.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
+
+
+def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of what is sharded rank 0 gets all, one after the other, in its main memory; the others only send."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = dist.plain(tensor)
+        found[name] = full if full is tensor else full.cpu() if dist.lead() else full.new_empty(0)
+    return found
+
+
+def _random() -> dict[str, Tensor]:
+    """Every rank's random numbers; the first's under the plain name."""
+    states = {"cpu": torch.get_rng_state()} | (
+        {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    )
+    every = {name: dist.gathered(state) for name, state in states.items()}
+    return {f"{name}/{n}" if n else name: state for name, each in every.items() for n, state in enumerate(each)}
 
 
 def newest(root: Path) -> Path | None:
@@ -90,20 +113,23 @@ def restore(folder: Path, training: Training) -> None:
     for key in sorted(training.state.keys() - PROGRESS):
         if state[key] != training.state[key]:
             raise UserError(f"{folder} is from a run with another {key}; give this run a new folder")
-    device = str(model.wte.weight.device)
-    model.load_state_dict(load_file(folder / "model.safetensors", device))
+    device = "cpu" if dist.sharded(model) else str(model.wte.weight.device)
+    kept, weights = model.state_dict(), load_file(folder / "model.safetensors", device)
+    model.load_state_dict({name: dist.placed(value, kept[name]) for name, value in weights.items()})
     owners = {p: optimizer for optimizer in training.optimizers for g in optimizer.param_groups for p in g["params"]}
     parameters, guard = dict(model.named_parameters()), training.guard.tensors()
     for name, value in load_file(folder / "optimizer.safetensors", device).items():
         if name in guard:
             guard[name].copy_(value)
         else:
-            parameter, slot = name.rsplit("/", 1)
-            owners[parameters[parameter]].state[parameters[parameter]][slot] = value
-    random = load_file(folder / "rng.safetensors")
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
+            owner, slot = name.rsplit("/", 1)
+            parameter = parameters[owner]
+            owners[parameter].state[parameter][slot] = dist.placed(value, parameter)
+    random, mine = load_file(folder / "rng.safetensors"), f"/{dist.rank()}" if dist.rank() else ""
+    if f"cpu{mine}" in random:  # a rank that there was not goes on with the numbers of its seed
+        torch.set_rng_state(random[f"cpu{mine}"])
+    if f"cuda{mine}" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random[f"cuda{mine}"])
     training.state.update(state)
 
 

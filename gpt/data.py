@@ -109,9 +109,10 @@ class Conversations:
     def _mixed(self, rows: np.ndarray) -> np.ndarray:
         return rows[order(0, 0, len(rows), len(rows))[1]] if len(rows) else rows
 
-    def batch(self, seed: int, step: int, rows: int) -> Batch:
-        """The conversations of one training step; an epoch has each once."""
-        return self.padded(self.train[order(seed, step, rows, len(self.train))[1]])
+    def batch(self, seed: int, step: int, rows: int, rank: int = 0, world: int = 1) -> Batch:
+        """One training step, of which each of `world` ranks gets its slice; an epoch has each conversation once."""
+        mine = slice(rank * (rows // world), (rank + 1) * (rows // world))
+        return self.padded(self.train[order(seed, step, rows, len(self.train))[1][mine]])
 
     def held_out(self, count: int) -> Batch:
         """The first held-out conversations."""

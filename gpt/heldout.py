@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from gpt import dist
 from gpt.data import IGNORED, Batch
 from gpt.model import GPT
 
@@ -26,9 +27,15 @@ class HeldOut:
         self.size_BT = bytes_V[self.y_BT * self.real_BT] * self.real_BT
 
     def measure(self, model: GPT, rows: int, what: str, silent_s: float = 0) -> list[tuple[str, float, int]]:
-        """(measure, value, n) of a model that reads each row by itself, `rows` of them in a pass (see `batches`)."""
-        steps = batches(what, len(self.y_BT), rows, silent_s)
-        return self.scores(np.concatenate([nats(model, self.x_BT[at], self.y_BT[at]) for at in steps]))
+        """(measure, value, n) of a model that reads each row by itself, `rows` of them in a pass (see `batches`).
+
+        Ranks take turns at the passes, which are those of one rank: so are the numbers, to the bit.
+        """
+        nats_BT = np.zeros(self.y_BT.shape)
+        for number, at in enumerate(batches(what, len(self.y_BT), rows, silent_s)):
+            if number % dist.world() == dist.rank():
+                nats_BT[at] = nats(model, self.x_BT[at], self.y_BT[at])
+        return self.scores(dist.summed(torch.from_numpy(nats_BT)).numpy())
 
     def scores(self, nats_BT: np.ndarray) -> list[tuple[str, float, int]]:
         """(measure, value, n): nats per target over all targets; bits per byte over those that stand for bytes."""

@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt import checkpoint
-from gpt.config import ModelConfig, PreferConfig, PretrainConfig, RlConfig, TrainConfig
+from gpt import checkpoint, dist
+from gpt.config import ModelConfig, PreferConfig, PretrainConfig, RlConfig, TrainConfig, too_large
+from gpt.data import key
 from gpt.errors import UserError
 from gpt.generate import generate, pick_device
 from gpt.guard import IN_A_ROW, Guard
-from gpt.means import micro_batch, pays, precision
+from gpt.hf import fingerprint, origin, start_from
+from gpt.hfconfig import config_in
+from gpt.means import device_bytes, micro_batch, pays, precision
 from gpt.model import GPT
 from gpt.objectives import NextToken, Objective, Preference
 from gpt.optim import course, groups, optimizers, update
@@ -45,36 +48,41 @@ TASKS: dict[
 def train(run: dict[str, Any], stop: Event) -> bool:
     """Train until the last step, or until `stop`; True when finished. UserError says what the user can mend."""
     out = Path(run["out"])
-    if not (out / "state.json").exists():
-        torch.set_num_threads(run["threads"])
-        trainer = Trainer(run)
-        if not trainer.run(stop):
-            return False
-        checkpoint.publish(trainer.checkpoints / f"step-{trainer.config.steps:08d}", trainer.tokenizer, out)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    print("finished", flush=True)
+    torch.set_num_threads(run["threads"])
+    with dist.together(pick_device(run["device"])) as device:
+        if not (out / "state.json").exists():
+            trainer = Trainer(run, device)
+            if not trainer.run(stop):
+                return False
+            if dist.lead():
+                checkpoint.publish(trainer.checkpoints / f"step-{trainer.config.steps:08d}", trainer.tokenizer, out)
+        if dist.lead():
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        print("finished", flush=True)
     return True
 
 
 class Trainer:
     """What lives as long as the loop: made fresh, or from the newest whole checkpoint in `out/checkpoints`."""
 
-    def __init__(self, run: dict[str, Any]) -> None:
+    def __init__(self, run: dict[str, Any], device: str) -> None:
         objective, settings, _ = TASKS[run["task"]]
-        out, self.device = Path(run["out"]), pick_device(run["device"])
-        self.config = settings(**run["train"]).fitted(ModelConfig(**run["model"]), run["vocab_size"])
+        out, self.device = Path(run["out"]), device
+        sizes = sizes_of(run)
+        self.config = settings(**run["train"]).fitted(*sizes)
         self.checkpoints, self.tokenizer = out / "checkpoints", Tokenizer.load(Path(run["tokenizer"]))
         state = first_state(run, self.config, self.tokenizer)
         torch.manual_seed(self.config.seed)
-        model = GPT(ModelConfig(**run["model"]), run["vocab_size"]) if not run["init"] else None
-        self.model = (model or checkpoint.load_model(Path(run["init"]))).to(self.device)
+        model = start_from(Path(run["init"]), *sizes) if run["init"] else GPT(*sizes)
+        self.model = spread(model, run, self.config, device)
+        if dist.rank():
+            torch.manual_seed(key(self.config.seed, dist.rank(), "rank"))  # each rank has a dropout of its own
         self.optimizers, self.guard = optimizers(self.model, self.config), Guard(self.device)
         self.training = checkpoint.Training(self.model, self.optimizers, self.guard, state)
-        if found := checkpoint.newest(self.checkpoints):
+        if found := self._newest():
             checkpoint.restore(found, self.training)
         self.numerics = numerics(out / "logs" / "numerics.json", run, self.config, self.model, state["step"] > 0)
         self.config = replace(self.config, micro_batch=self.numerics["micro_batch"])
-        self.model.compute = torch.bfloat16 if self.numerics["precision"] == "bfloat16" else None
         self.objective: Objective = objective(run, self.config, self.model, self.tokenizer)
         for block in self.model.h if self.numerics["compile"] else ():
             block.compile()
@@ -85,12 +93,18 @@ class Trainer:
         """Where the training is."""
         return self.training.state
 
+    def _newest(self) -> Path | None:
+        """The newest whole checkpoint, as rank 0 finds it."""
+        found = checkpoint.newest(self.checkpoints) if dist.lead() else None
+        step = dist.total(int(found.name[5:]) if found else 0)
+        return self.checkpoints / f"step-{step:08d}" if step else None
+
     def run(self, stop: Event) -> bool:
         """Steps until the last (True) or until `stop` (False); either way the last step made is in a checkpoint."""
         c = self.config
         self.report.begin(self.device)
         while (step := self.state["step"] + 1) <= c.steps:
-            numbers, stopped = self._update(step), stop.is_set()
+            numbers, stopped = self._update(step), dist.total(stop.is_set()) > 0
             last = step == c.steps
             if (step % IN_A_ROW == 0 or last) and self.guard.stuck():
                 self._rewind(step)
@@ -110,7 +124,7 @@ class Trainer:
             group["lr"] = group["peak"] * course(step - 1, self.config)
         self.model.train()
         loss, targets, numbers = self.objective.backward(step - 1 + self.state["detour"])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        norm = dist.plain(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf))
         skip = self.guard.judge(loss, norm)
         with self.report.watch(step):
             update(self.optimizers, skip)
@@ -119,7 +133,7 @@ class Trainer:
 
     def _rewind(self, step: int) -> None:
         """Back to the last checkpoint, then past the data that did harm; this helps once, if it helps at all."""
-        c, found = self.config, checkpoint.newest(self.checkpoints)
+        c, found = self.config, self._newest()
         if self.state["detour"] or not found:
             what = (
                 f"{IN_A_ROW} steps in a row up to step {step} had a loss or gradient that is no number or far too high"
@@ -132,27 +146,57 @@ class Trainer:
 
     def _save(self, needed: bool) -> None:
         """A checkpoint; where there is no room for one, training goes on with the elder, but not to its end."""
-        self.report.journal.sync()
+        self.report.sync()
         try:
             checkpoint.save(self.checkpoints, self.training, self.config.keep)
         except OSError as error:
             if needed or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             print(f"no checkpoint at step {self.state['step']}: {error.strerror}", flush=True)
-            self.report.journal.log(self.state["step"], {"train/failed_saves": 1})
+            self.report.log(self.state["step"], {"train/failed_saves": 1})
 
     def _sample(self, step: int) -> None:
         """Print what the model says."""
         prompt, stop = self.objective.prompt(), self.tokenizer.stops
-        ids = generate(self.model, [prompt], 64, temperature=0.8, top_k=50, seeds=[step], stop=stop)[0]
+        with dist.whole(self.model):
+            if not dist.lead():
+                return
+            ids = generate(self.model, [prompt], 64, temperature=0.8, top_k=50, seeds=[step], stop=stop)[0]
         print(f"sample at step {step}: {self.tokenizer.decode([*prompt, *ids])!r}", flush=True)
+
+
+def spread(model: GPT, run: dict[str, Any], config: TrainConfig, device: str) -> GPT:
+    """The model on this rank's device: all of it, or its part, where whole weights and optimiser would not fit."""
+    precise, ranks = precision(device) if config.precision == "auto" else config.precision, dist.world()
+    model.compute = torch.bfloat16 if precise == "bfloat16" else None
+    size = sum(p.numel() for p in model.parameters())
+    how = run.get("shard", "auto")
+    cut = ranks > 1 and (how == "on" or (how == "auto" and too_large(size, device_bytes(device))))
+    if config.batch % ranks:
+        raise UserError(
+            f"batch={config.batch} is no multiple of {ranks} ranks; try {-(-config.batch // ranks) * ranks}"
+        )
+    if ranks > 1 and run["task"] not in ("pretrain", "sft"):
+        raise UserError(f"{run['task']} runs in one process, this is one of {ranks}; start it without torchrun")
+    if cut and config.optimizer == "muon":
+        what = f"muon needs whole matrices, and {size:,} parameters are sharded over {ranks} ranks"
+        raise UserError(f"{what}; set optimizer=adamw with a rate for it, or shard=off")
+    if not cut:
+        return model.to(device)
+    dist.shard(model, device, model.compute)
+    return model
+
+
+def sizes_of(run: dict[str, Any]) -> tuple[ModelConfig, int]:
+    """What is trained: as the run says, else what it goes on from."""
+    return (ModelConfig(**run["model"]), run["vocab_size"]) if "model" in run else config_in(Path(run["init"]))
 
 
 def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The state at step 0, with all that a resume must find unchanged. Data and init must speak the run's tokenizer."""
     mix, name = run.get("mix", []), TASKS[run["task"]][2]
     facts = {folder: (Path(folder) / name).read_bytes() for folder in (run["data"], *(other for other, _ in mix))}
-    parent = checkpoint.read_state(Path(run["init"])) if run["init"] else None
+    parent = origin(Path(run["init"])) if run["init"] else None
     speak = {folder: json.loads(told)["tokenizer"] for folder, told in facts.items()}
     for folder, digest in (speak | ({run["init"]: parent["tokenizer"]} if parent else {})).items():
         if digest != tokenizer.digest:
@@ -160,21 +204,24 @@ def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) 
             raise UserError(f"{folder} was made with tokenizer {pair}; make both with one tokenizer")
     parents = [*parent["parents"], {key: parent[key] for key in ("task", "step", "tokens")}] if parent else []
     same = {"task": run["task"], "train": asdict(config), "tokenizer": tokenizer.digest, "parents": parents}
-    weights = (Path(run["init"]) / "model.safetensors").read_bytes() if run["init"] else b""
-    same["init"] = hashlib.sha256(weights).hexdigest()
+    same["init"] = fingerprint(Path(run["init"]) if run["init"] else None)
     read = hashlib.sha256(b"".join(facts.values()) + repr((run.get("packing"), [share for _, share in mix])).encode())
     return same | {"data": read.hexdigest(), "step": 0, "tokens": 0, "detour": 0}
 
 
 def numerics(path: Path, run: dict[str, Any], config: TrainConfig, model: GPT, resumed: bool) -> dict[str, Any]:
     """What decides the last bits besides the config, as settled when the run began; a resume under others says so."""
-    device, before = str(model.wte.weight.device), json.loads(path.read_text()) if resumed else {}
+    device, before = str(model.wte.weight.device), json.loads(path.read_text()) if resumed and dist.lead() else {}
     now: dict[str, Any] = {"device": device, "threads": run["threads"], "torch": torch.__version__}
-    now["precision"] = precision(device) if config.precision == "auto" else config.precision
+    now |= {"ranks": dist.world(), "sharded": dist.sharded(model)}
+    now["precision"] = "bfloat16" if model.compute else str(model.wte.weight.dtype).removeprefix("torch.")
     now["compile"] = pays(model, config) if config.compile == "auto" else config.compile == "on"
-    now["micro_batch"] = config.micro_batch or before.get("micro_batch") or micro_batch(model, config, now["precision"])
-    if resumed and now != before:
-        print(f"resume under other numerics: not bit-exact ({before} before, {now} now)", flush=True)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(now))
+    own = replace(config, batch=config.batch // dist.world())
+    rows = config.micro_batch or before.get("micro_batch") or micro_batch(model, own, now["precision"])
+    now["micro_batch"] = dist.total(rows if dist.lead() else 0)
+    if dist.lead():
+        if resumed and now != before:
+            print(f"resume under other numerics: not bit-exact ({before} before, {now} now)", flush=True)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(now))
     return now

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from gpt import dist
 from gpt.config import PEAK_TFLOPS, TrainConfig
 from gpt.model import GPT
 
@@ -41,8 +42,9 @@ def micro_batch(model: GPT, config: TrainConfig, precise: str) -> int:
     mlp = (3 if c.act == "swiglu" else 2) * c.hidden
     scores = 0 if model.wte.weight.is_cuda else 3 * c.heads * c.context  # written out, they are kept (gpt/model.py)
     row = c.context * c.depth * (12 * c.width + 2 * mlp + scores) * size + c.context * c.width * 16
-    free = torch.cuda.mem_get_info()[0] if model.wte.weight.is_cuda else available_bytes()
-    states = 12 * sum(p.numel() for p in model.parameters())  # gradients and two moments are still to come
+    here, ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), dist.world() if dist.sharded(model) else 1
+    free = torch.cuda.mem_get_info()[0] if model.wte.weight.is_cuda else available_bytes() // here
+    states = 12 * sum(p.numel() for p in model.parameters()) // ranks  # gradients and two moments are still to come
     fits = max(1, int((free - states) / 2 / row))
     return max(rows for rows in range(1, config.batch + 1) if config.batch % rows == 0 and rows <= fits)
 
@@ -65,6 +67,14 @@ def gemm_flops(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - begin)
     return 2 * side**3 / statistics.median(taken[1:])
+
+
+def device_bytes(device: str) -> int:
+    """What the GPU has, or this machine for each rank on it, used or not."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info()[1]
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // here
 
 
 def available_bytes() -> int:

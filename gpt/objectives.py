@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt import dist
 from gpt.checkpoint import load_model
 from gpt.config import PreferConfig, TrainConfig
 from gpt.data import IGNORED, Batch, Conversations, Pairs, both
@@ -63,23 +64,28 @@ class NextToken:
         self.held_out = HeldOut(self.data.held_out(config.eval_windows), tokenizer.bytes_per_token())
 
     def backward(self, step: int) -> Step:
-        """The mean loss over all targets of the batch, `micro_batch` sequences at a time."""
-        begin = time.perf_counter()
-        batch = on(self.model, self.data.batch(self.config.seed, step, self.config.batch))
+        """The mean loss over all targets of all ranks' rows, `micro_batch` of them at a time."""
+        begin, ranks = time.perf_counter(), dist.world()
+        read = self.data.batch(self.config.seed, step, self.config.batch, dist.rank(), ranks)
+        targets = dist.total(int((read[1] != IGNORED).sum()) if len(read) > 1 else read[0][:, 1:].size)
+        batch = on(self.model, read)
         self.waited_s += time.perf_counter() - begin
-        total, targets = torch.zeros((), device=batch[1].device), int((batch[1] != IGNORED).sum())
-        rows = self.config.micro_batch or self.config.batch
-        for x, y, *document in zip(*(part.split(rows) for part in batch), strict=True):
-            mean = self.model(x, None, *document, target_BT=y) / targets
-            mean.backward()
+        learner, total = dist.learner(self.model), torch.zeros((), device=batch[1].device)
+        parts = list(zip(*(part.split(self.config.micro_batch or self.config.batch) for part in batch), strict=True))
+        for number, (x, y, *document) in enumerate(parts, 1):
+            with dist.syncing(learner, now=number == len(parts)):
+                mean = learner(x, None, *document, target_BT=y) / targets
+                (mean * ranks).backward()  # the gradients' mean over the ranks is then that of the whole batch
             total += mean.detach()
-        return total, targets, {}
+        return dist.summed(total), targets, {}
 
     def measure(self) -> Numbers:
         """Bits a byte and nats a target."""
         rows = self.config.micro_batch or self.config.batch
-        scores = self.held_out.measure(self.model, rows, "held-out row", silent_s=5)
-        return {f"val/{name}": value for name, value, _ in reversed(scores)} | {"val/max_logit": self._largest()}
+        with dist.whole(self.model):
+            scores = self.held_out.measure(self.model, rows, "held-out row", silent_s=5)
+            largest = self._largest()
+        return {f"val/{name}": value for name, value, _ in reversed(scores)} | {"val/max_logit": largest}
 
     @torch.no_grad()
     def _largest(self) -> float:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt import dist
 from gpt.config import TrainConfig
 from gpt.journal import Journal
 from gpt.means import gemm_flops, memory_bytes, peak_flops
 from gpt.model import GPT
-from gpt.objectives import Objective
+from gpt.objectives import Numbers, Objective
 from gpt.optim import course
 
 POINTS, QUIET_S = 500, 5.0
@@ -33,18 +34,31 @@ class Report:
         self, path: Path, config: TrainConfig, model: GPT, objective: Objective, state: dict[str, Any]
     ) -> None:
         self.path, self.config, self.model, self.objective, self.state = path, config, model, objective, state
-        self.journal, self.ratios = Journal(path, after_step=state["step"] or -1), dict[str, Tensor]()
+        self.ratios = dict[str, Tensor]()
+        self.journal = Journal(path, after_step=state["step"] or -1) if dist.lead() else None
+
+    def log(self, step: int, values: Numbers) -> None:
+        """A point of the journal, which rank 0 keeps."""
+        if self.journal:
+            self.journal.log(step, values)
+
+    def sync(self) -> None:
+        """Put the journal on the disk."""
+        if self.journal:
+            self.journal.sync()
 
     def begin(self, device: str) -> None:
         """The first line, and the first point: what the model can do before any step."""
         c, first = self.config, self.state["step"]
         size, context = sum(p.numel() for p in self.model.parameters()), self.model.config.context
-        where = f"{device} ({torch.get_num_threads()} threads), from step {first} to {c.steps}"
+        ranks = f"{dist.world()} ranks on " if dist.world() > 1 else ""
+        where = f"{ranks}{device} ({torch.get_num_threads()} threads), from step {first} to {c.steps}"
         print(f"{size:,} parameters, {c.batch} x {context} tokens a step, on {where}", flush=True)
         self.device, self.flops = device, self.model.config.flops(self.model.vocab_size)
-        self.ceilings = {"mfu": peak_flops(device), "mfu_gemm": gemm_flops(device, self.model.compute or torch.float32)}
+        ceilings = {"mfu": peak_flops(device), "mfu_gemm": gemm_flops(device, self.model.compute or torch.float32)}
+        self.ceilings = {name: most * dist.world() for name, most in ceilings.items()}
         if first == 0:
-            self.journal.log(0, self.objective.measure())
+            self.log(0, self.objective.measure())
         self.first, self.began, self.shown = first, time.monotonic(), time.monotonic()
         self._mark()
 
@@ -84,7 +98,7 @@ class Report:
             name: value for name, value in values.items() if math.isfinite(value)
         }  # a skipped step's loss may not
         if log:
-            self.journal.log(step, finite | perf | held)
+            self.log(step, finite | perf | held)
         if speak:
             self.shown, left_s = now, (now - self.began) / (step - self.first) * (c.steps - step)
             said = "".join(f", {name} {value:.3f}" for name, value in held.items())
@@ -111,12 +125,12 @@ class Report:
 
     def rewind(self, state: dict[str, Any]) -> None:
         """What was journalled after the step that training goes back to did not happen; that it goes back is noted."""
-        self.journal = Journal(self.path, after_step=state["step"])
-        self.journal.log(state["step"], {"train/rewound_steps": state["detour"]})
+        self.journal = Journal(self.path, after_step=state["step"]) if dist.lead() else None
+        self.log(state["step"], {"train/rewound_steps": state["detour"]})
         self.first, self.began = min(self.first, state["step"]), time.monotonic()
         self._mark()
 
 
 def norm_of(tensors: list[Tensor]) -> Tensor:
     """The norm of all their numbers together."""
-    return torch.stack(torch._foreach_norm(tensors)).norm()
+    return torch.stack([dist.plain(norm) for norm in torch._foreach_norm(tensors)]).norm()

@@ -1,10 +1,12 @@
 """The training program: `python -m gpt.train run.json`, started by tasks/trainer.py or by hand.
 
 In: run.json with task, out, lock, data, tokenizer, init, vocab_size, model, train, device and threads.
+On several GPUs or machines: `torchrun --nproc-per-node 8 -m gpt.train run.json` (docs/scaling.md).
 Out: a Checkpoint folder in `out`, progress on stdout. Exit 0: finished. 143: stopped by SIGTERM or SIGINT after a
 checkpoint; the same command goes on from there. 2: one line `error: ...` that says what to mend.
 """
 
+import ctypes
 import fcntl
 import json
 import os
@@ -25,8 +27,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run = json.loads(Path(sys.argv[1]).read_text())
-        hold(Path(run["lock"]), stop)
+        run, rank = json.loads(Path(sys.argv[1]).read_text()), os.environ.get("RANK")
+        if rank is not None and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives its torchrun
+        if rank in (None, "0"):
+            hold(Path(run["lock"]), stop)
         from gpt.loop import train
 
         return 0 if train(run, stop) else 143
