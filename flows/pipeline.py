@@ -71,6 +71,8 @@ class Recipe(Config):
             if getattr(self, stage) and not getattr(self, data):
                 way_out = f"set {stage}: null too, or give {data}"
                 raise UserError(f"{stage} is set but {data} is null, and it learns from {data}; {way_out}")
+        if self.pretrain.init and self.tokenizer == Vocabulary():  # what goes on keeps its ids
+            object.__setattr__(self, "tokenizer", Vocabulary(ref=self.pretrain.init))
         return self
 
 

@@ -27,7 +27,7 @@ from tasks.prompts import Problems
 from tasks.rl import Rl
 from tasks.runtime import say
 from tasks.sft import Sft
-from tasks.sources import find
+from tasks.sources import find, from_hub
 from tasks.trainer import ENVIRONMENT
 
 GPU_SHARE = 0.4
@@ -76,21 +76,25 @@ class Rates:
 
 def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     """The lines of `gptloom plan`."""
-    sources = find(recipe.ingest.sources)
+    trained = recipe.pretrain.model_copy(update={"model": recipe.pretrain.sizes()})
+    recipe = recipe.model_copy(update={"pretrain": trained})
+    hub = [entry for entry in recipe.ingest.sources if from_hub(entry)]
+    sources = find(here) if (here := [e for e in recipe.ingest.sources if e not in hub]) or not hub else []
     size = sum(s.size_bytes * (PACKED if s.format.endswith((".gz", ".zst")) else 1) for s in sources)
     size += sum(recipe.ingest.max_mb * 1e6 for s in sources if s.kind == "pydocs")
-    hub = "".join(f"; of {s.path} the size is unknown" for s in sources if s.kind == "hub")
     tokens = size / BYTES_PER_TOKEN[recipe.tokenizer.name]
     model, vocab = recipe.pretrain.model, VOCABULARY.get(recipe.tokenizer.name, recipe.tokenizer.vocab_size)
+    vocab = recipe.tokenizer.referred().vocab_size if recipe.tokenizer.ref else vocab
     p = PretrainConfig(**recipe.pretrain.settings()).fitted(model, vocab)
     rates = datasheet(p, model, vocab, gpus) if gpus else measured(recipe, p, vocab)
     size_of = model.products(vocab) + model.lookups(vocab)
-    yield f"corpus     {size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens{hub}"
+    known = [f"{size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens"] * bool(sources)
+    yield f"corpus     {'; '.join(known + [f'of {entry} the size is unknown, so is the time to prepare it' for entry in hub])}"
     about = f"{model.family}, depth {model.depth}, width {model.width}"
     yield f"model      {size_of / 1e6:,.2f} M parameters ({about})"
-    todo = works(recipe, p, size)
+    todo = {stage: work for stage, work in works(recipe, p, size).items() if not (hub and stage in PER_MB_S)}
     for stage, work in todo.items():
-        told = training(recipe, p, stage, work.train, model.flops(vocab), tokens)
+        told = training(recipe, p, stage, work.train, model.flops(vocab), 0 if hub else tokens)
         yield f"{stage:<10} {span(rates.seconds(work)):>8}{told}"
     yield f"total      {span(sum(map(rates.seconds, todo.values()))):>8}  on {rates.where}"
     yield f"memory     {(rates.peak_bytes + FLOW_BYTES) / 1e9:,.2f} GB"
@@ -98,12 +102,13 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     trained = sum(getattr(recipe, stage) is not None for stage in ("pretrain", "sft", "prefer", "rl"))
     kept = size + 2 * tokens + weights * (3 * trained + 1)  # weights and AdamW's two moments; the release
     working = weights * 3 * p.keep
-    yield f"disk       {kept / 1e9:,.2f} GB in the store, {working / 1e9:,.2f} GB more while training"
+    beside = " besides the hub's text" if hub else ""
+    yield f"disk       {kept / 1e9:,.2f} GB in the store{beside}, {working / 1e9:,.2f} GB more while training"
 
 
 def training(recipe: Recipe, p: PretrainConfig, stage: str, trained: float, per_token: float, corpus: float) -> str:
     """What a training stage does in its time; nothing of another one."""
-    epochs = f" ({trained / corpus:.1f} times the corpus)" if stage == "pretrain" else ""
+    epochs = f" ({trained / corpus:.1f} times the corpus)" if stage == "pretrain" and corpus else ""
     told = f"{trained / 1e6:,.2f} M tokens{epochs}, {per_token * trained:.1e} FLOPs"
     steps = p.steps if stage == "pretrain" else getattr(recipe, stage).steps if trained else 0
     return f"  {steps:,} steps, {told}" if trained else ""

@@ -1,6 +1,7 @@
 """Text to token ids and back: byte-level BPE, run by tiktoken, and the Hugging Face files that mean the same.
 
-In: a folder with `ranks.tiktoken` and `tokenizer.json`. Out: `Tokenizer`; its `save` writes such a folder.
+In: a folder with `ranks.tiktoken` and `tokenizer.json`, or a released model's with the latter alone. Out: `Tokenizer`;
+its `save` writes the former kind.
 Method: GPT-2's byte-level BPE; a merge's priority is the id it makes, so ranks and merges tell the same (tiktoken).
 """
 
@@ -8,10 +9,11 @@ import hashlib
 import json
 import re
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiktoken
@@ -34,6 +36,8 @@ PATTERNS = {
     "cl100k_base": _TAIL + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "o200k_base": rf"[^\r\n\p{{L}}\p{{N}}]?{_UP}*{_LOW}+{_TAIL}?|[^\r\n\p{{L}}\p{{N}}]?{_UP}+{_LOW}*{_TAIL}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    # Qwen2 and Qwen3, read but not trained: digits one by one
+    "qwen2": _TAIL + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "characters": r"[\s\S]",
 }
 
@@ -58,17 +62,23 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Read what `save` wrote; UserError when the folder holds something else."""
+        """Read what `save` wrote, or GPT-2's or Qwen's file as released, to which our special tokens are added."""
         try:
-            lines = map(bytes.split, (folder / "ranks.tiktoken").read_bytes().splitlines())
+            if (own := folder / "ranks.tiktoken").exists() or not (folder / "tokenizer.json").exists():
+                lines = map(bytes.split, own.read_bytes().splitlines())
+                ranks = {a2b_base64(token): int(rank) for token, rank in lines}
+            else:
+                ranks = {}
             saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
             steps = saved["pre_tokenizer"].get("pretokenizers")
             spelling = steps[0]["pattern"]["Regex"] if steps else PATTERNS["gpt2"]
             pattern = {known: name for name, known in PATTERNS.items()}[spelling]
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{folder} is no tokenizer of gptloom ({error}); name a folder that it wrote") from error
-        specials = {token["content"]: token["id"] for token in saved["added_tokens"]}
-        return cls({a2b_base64(token): int(rank) for token, rank in lines}, pattern, specials)
+            specials = {token["content"]: token["id"] for token in saved["added_tokens"]}
+            ranks = ranks or _released(saved, specials)
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            known = "name a folder that gptloom wrote, or a GPT-2's or Qwen3's"
+            raise UserError(f"{folder} is no tokenizer that can be read ({error}); {known}") from error
+        return cls(ranks, pattern, reserve(ranks, specials))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text: `<|endoftext|>` inside it stays text; lone surrogates become U+FFFD."""
@@ -82,6 +92,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, special tokens by name; bytes that are no UTF-8 become U+FFFD."""
         return self._bpe.decode([int(token) for token in ids])
+
+    def bytes_of(self, token: int) -> bytes:
+        """What one id stands for, a special token by name: a character's bytes may lie in several tokens."""
+        return self._bpe.decode_single_token_bytes(token)
 
     def bytes_per_token(self) -> np.ndarray:
         """UTF-8 bytes that each id stands for: int64 [vocab_size], 0 for specials (bits per byte divide by this)."""
@@ -102,7 +116,8 @@ class Tokenizer:
         # transformers 5 ignores tokenizer.json's split under GPT2Tokenizer: only the pattern it implies may name it.
         kind = "GPT2Tokenizer" if self.pattern == "gpt2" else "PreTrainedTokenizerFast"
         config = {"tokenizer_class": kind, "add_prefix_space": False, "clean_up_tokenization_spaces": False}
-        self._hugging_face(vocab, merges).save(str(folder / "tokenizer.json"), pretty=False)
+        inner = {token: n for token, n in self.specials.items() if n < max(vocab.values())}  # else they are renumbered
+        self._hugging_face(vocab | inner, merges).save(str(folder / "tokenizer.json"), pretty=False)
         (folder / "vocab.json").write_text(json.dumps(vocab | self.specials))
         (folder / "merges.txt").write_bytes("\n".join(["#version: 0.2", *map(" ".join, merges), ""]).encode())
         (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2))
@@ -134,6 +149,28 @@ def reserve(ranks: dict[bytes, int], borrowed: dict[str, int] | None = None) -> 
         specials.setdefault(token, max(*ranks.values(), *specials.values()) + 1)
     gaps = set(range(max(specials.values()))) - {*ranks.values(), *specials.values()}
     return specials | {f"<|reserved_{gap}|>": gap for gap in gaps}
+
+
+def _released(saved: Any, specials: Collection[str]) -> dict[bytes, int]:
+    """The ranks in a tokenizer.json that is byte-level BPE, merged in the order of its ids; ValueError for others.
+
+    Qwen's first makes text NFC; ours takes text as it is, so that what is decoded is what was encoded.
+    """
+    model, steps = saved["model"], saved["pre_tokenizer"]
+    last = steps["pretokenizers"][-1] if "pretokenizers" in steps else steps
+    kinds = {"model": model["type"], "last step": last["type"], "normalizer": (saved["normalizer"] or {}).get("type")}
+    if kinds not in [{"model": "BPE", "last step": "ByteLevel", "normalizer": name} for name in (None, "NFC")]:
+        raise ValueError(f"not byte-level BPE: {kinds}")
+    if last["add_prefix_space"]:
+        raise ValueError("it adds a blank before each text")
+    bytes_of = {letter: byte for byte, letter in LETTERS.items()}
+    named = {token: n for token, n in model["vocab"].items() if token not in specials}
+    ranks = {bytes(bytes_of[letter] for letter in token): n for token, n in named.items()}
+    given = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    made = [["".join(LETTERS[byte] for byte in part) for part in pair] for pair in ranks_to_merges(ranks)]
+    if given != made:
+        raise ValueError("its merges are in another order than its ids")
+    return ranks
 
 
 def ranks_to_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:

@@ -1,13 +1,12 @@
 """Train a base model on the token stream, from nothing or from an earlier model.
 
 In: Shards, Tokenizer. Out: Checkpoint. Method: next-token prediction (gpt/loop.py) on windows that cross documents, or
-on packed documents, of one corpus or of several in their shares (gpt/windows.py); with `init` the weights go on while
-optimiser and learning rate start anew, warm-up and all (Gupta et al. 2023).
+on packed documents, of one corpus or of several in their shares (gpt/windows.py); with `init` the weights, an earlier
+model's or a released one's, go on while optimiser and learning rate start anew, warm-up and all (Gupta et al. 2023).
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from gpt.config import ModelConfig, PretrainConfig
 from gpt.errors import UserError
+from gpt.hfconfig import config_in
 from gpt.mixture import SHARES
 from tasks.artifacts import Checkpoint, Metrics, Shards, Tokenizer
 from tasks.files import file_digest
@@ -23,17 +23,15 @@ from tasks.stage import stage
 from tasks.store import folder_of
 from tasks.trainer import Training, train
 
-WHAT_COUNTS = ("config.json", "model.safetensors", "state.json")
-"""The files of a checkpoint that a training from it depends on: model, weights, and what they have learned from."""
-
 
 class Pretrain(Training, PretrainConfig):
     """A model and how to train it."""
 
     model: ModelConfig = ModelConfig()
-    """Family and sizes; depth is the dial."""
+    """Family and sizes; depth is the dial. With init its sizes: leave them out, but for context and dropout."""
     init: str | None = None
-    """Go on from this checkpoint (pretrain:KEY) or folder, of the same model and tokenizer; null starts untrained."""
+    """Go on from this checkpoint (pretrain:KEY) or folder, ours or a released GPT-2's or Qwen3's, with its tokenizer,
+    which the tokenizer stage takes when it is left at its default; null starts untrained."""
 
     mix: dict[str, float] = Field(default_factory=dict)
     """Other Shards (shard:KEY, or a folder) to the share of rows drawn from each; the stage's own take the rest."""
@@ -60,11 +58,25 @@ class Pretrain(Training, PretrainConfig):
         mixed = {"mix": {content: share for content, _, share in self.mixed()}} if self.mix else {}
         if not self.init:
             return mixed
-        folder = folder_of(self.init)
-        if missing := [name for name in WHAT_COUNTS if not (folder / name).exists()]:
-            what = f"pretrain.init={self.init} is no checkpoint of gptloom: it has no {missing[0]}"
-            raise UserError(f"{what}; name a pretrain:KEY, or the folder of one")
-        return {**mixed, "init": content_digest({name: file_digest(folder / name) for name in WHAT_COUNTS})}
+        return {**mixed, "init": content_digest({file.name: file_digest(file) for file in _counted(self.init)})}
+
+    def sizes(self) -> ModelConfig:
+        """The model that is trained: as stated, or with `init` that one, in the context and dropout stated."""
+        if not self.init:
+            return self.model
+        found, stated, unsaid = config_in(_counted(self.init)[0].parent)[0], self.model, ModelConfig()
+        context = found.context if stated.context == unsaid.context else stated.context
+        wanted = replace(found, context=context, dropout=stated.dropout)
+        if stated == replace(unsaid, context=stated.context, dropout=stated.dropout):
+            stated = wanted
+        for name, value in asdict(replace(stated, context=context)).items():
+            if value != (has := getattr(wanted, name)):
+                what = f"pretrain.init={self.init} has {name}={has}, pretrain.model has {name}={value}"
+                raise UserError(f"{what}; a model goes on as it is: leave its sizes out, or refresh under another name")
+        if wanted.family == "gpt2" and context > found.context:
+            what = f"pretrain.init={self.init} knows {found.context} positions, pretrain.model has context={context}"
+            raise UserError(f"{what}; ask for as many at most")
+        return wanted
 
     def mixed(self) -> list[tuple[str, Path, float]]:
         """Content, folder and share of the shards in `mix`, in an order that hangs on their content alone."""
@@ -72,6 +84,18 @@ class Pretrain(Training, PretrainConfig):
         if len(found) < len(self.mix):
             raise UserError("two names in pretrain.mix have the same content; name it once, with the sum of shares")
         return [(content, *found[content]) for content in sorted(found)]
+
+
+def _counted(init: str) -> list[Path]:
+    """The files that a training from a model depends on: sizes, weights, and what those have learned from, or ids."""
+    folder = folder_of(init)
+    released = (folder / "tokenizer.json").exists()  # a checkpoint has it one folder below
+    needed = ["config.json", "model*.safetensors", "tokenizer.json" if released else "state.json"]
+    found = {name: sorted(folder.glob(name)) for name in needed}
+    if missing := [name for name in needed if not found[name]]:
+        what = f"pretrain.init={init} is no model that can go on: it has no {missing[0]}"
+        raise UserError(f"{what}; name a pretrain:KEY, or the folder of a checkpoint, of a GPT-2 or of a Qwen3")
+    return [file for name in needed for file in found[name]]
 
 
 def _trains(ref: str) -> str:
@@ -87,21 +111,9 @@ def _trains(ref: str) -> str:
 def pretrain(out: Path, config: Pretrain, shards: Shards, tokenizer: Tokenizer) -> Metrics:
     """Train a base model to predict the next token; held-out bits per byte before and after."""
     vocab_size = json.loads((shards.path / "shards.json").read_text())["vocab_size"]
-    model: dict[str, Any] = {"init": None, "model": asdict(config.model), "vocab_size": vocab_size}
-    if config.init:
-        model["init"] = str(_same_model(config.init, model["model"]))
+    sizes, init = config.sizes(), str(folder_of(config.init)) if config.init else None
+    model: dict[str, Any] = {"init": init, "model": asdict(sizes), "vocab_size": vocab_size}
     inputs: dict[str, Any] = {"data": str(shards.path), "tokenizer": str(tokenizer.path), "packing": config.packing}
     inputs["mix"] = [[str(folder), share] for _, folder, share in config.mixed()]
-    fitted = PretrainConfig(**config.settings()).fitted(config.model, vocab_size)
+    fitted = PretrainConfig(**config.settings()).fitted(sizes, vocab_size)
     return train(out, {"task": "pretrain", **inputs, **model, "train": asdict(fitted)})
-
-
-def _same_model(init: str, wanted: Mapping[str, Any]) -> Path:
-    """The folder to go on from. Its tokenizer is compared where it is read (gpt/loop.py)."""
-    found = json.loads((folder_of(init) / "config.json").read_text())["model"]
-    for name in (name for name, value in wanted.items() if found.get(name) != value):
-        what = f"pretrain.init={init} has {name}={found.get(name)}, pretrain.model has {name}={wanted[name]}"
-        raise UserError(
-            f"{what}; a model goes on as it is: give the same, leave init out, or refresh under another name"
-        )
-    return folder_of(init)

@@ -62,6 +62,12 @@ def _resolve(entry: str, max_mb: float) -> Iterator[Source]:
             yield from (_file(path, file_format(path)) for path in _files(entry, any_ending=False))
 
 
+def from_hub(entry: str) -> bool:
+    """Whether an entry names a data set on the hub, of which no size is known."""
+    kind, name, *_ = [*entry.split(":"), ""]
+    return kind == "hf" and name not in BUILDERS
+
+
 def file_format(path: Path) -> str:
     """What the ending promises; empty where it is unknown."""
     return next((kind for ending, kind in ENDINGS.items() if path.name.lower().endswith(ending)), "")

@@ -37,7 +37,7 @@ class Vocabulary(Config):
     sample_mb: int = Field(100, ge=1)
     """Train the bpe on about this many MB, spread evenly over the corpus."""
     ref: str | None = None
-    """Take the tokenizer of this artifact (tokenizer:KEY) or folder instead, ids and all."""
+    """Take the tokenizer of this artifact (tokenizer:KEY) or folder, ours or a released model's, ids and all."""
 
     @model_validator(mode="after")
     def _every_setting_counts(self) -> "Vocabulary":
@@ -51,7 +51,12 @@ class Vocabulary(Config):
 
     def outside(self) -> dict[str, str]:
         """The content of the tokenizer that `ref` names (what OpenAI's names mean, tiktoken checks by sha256)."""
-        return {"ref": Loaded.load(_folder(self.ref)).digest} if self.ref else {}
+        return {"ref": self.referred().digest} if self.ref else {}
+
+    def referred(self) -> Loaded:
+        """The tokenizer in the folder that `ref` names, an artifact's own or inside a checkpoint."""
+        folder = folder_of(self.ref or "")
+        return Loaded.load(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
 
 
 @stage(Tokenizer, version="2")
@@ -64,7 +69,7 @@ def tokenizer(out: Path, config: Vocabulary, corpus: Corpus) -> Metrics:
 
 def _make(config: Vocabulary, corpus: Corpus) -> Loaded:
     if config.ref:
-        return Loaded.load(_folder(config.ref))
+        return config.referred()
     if config.name == "bpe":
         return _trained(config, sample(corpus, config.sample_mb))
     if config.name == "characters":
@@ -104,9 +109,3 @@ def character_ranks(texts: Iterable[str]) -> dict[bytes, int]:
     spelled = [letter.encode() for letter in sorted(set().union(*progress(texts, "documents")))]
     tokens = [bytes([byte]) for byte in LETTERS] + [word[:n] for word in spelled for n in range(2, len(word) + 1)]
     return {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
-
-
-def _folder(ref: str) -> Path:
-    """The tokenizer folder that a REF or path names, be it an artifact of its own or inside a checkpoint."""
-    folder = folder_of(ref)
-    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder

@@ -151,7 +151,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(base, inputs, tmp
     folder, _ = base
     with pytest.raises(UserError, match=r"has depth=1, pretrain\.model has depth=2; a model goes on as it is"):
         go_on(inputs, tmp_path, init=str(folder), model={**TINY, "depth": 2})
-    with pytest.raises(UserError, match=r"is no checkpoint of gptloom: it has no config\.json; name a pretrain:KEY"):
+    with pytest.raises(UserError, match=r"is no model that can go on: it has no config\.json; name a pretrain:KEY"):
         Pretrain(init=str(tmp_path)).outside()
     state = folder / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "tokenizer": "1" * 64}))
