@@ -89,7 +89,8 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     rates = datasheet(p, model, vocab, gpus) if gpus else measured(recipe, p, vocab)
     size_of = model.products(vocab) + model.lookups(vocab)
     known = [f"{size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens"] * bool(sources)
-    yield f"corpus     {'; '.join(known + [f'of {entry} the size is unknown, so is the time to prepare it' for entry in hub])}"
+    unknown = [f"of {entry} the size is unknown, so is the time to prepare it" for entry in hub]
+    yield f"corpus     {'; '.join(known + unknown)}"
     about = f"{model.family}, depth {model.depth}, width {model.width}"
     yield f"model      {size_of / 1e6:,.2f} M parameters ({about})"
     todo = {stage: work for stage, work in works(recipe, p, size).items() if not (hub and stage in PER_MB_S)}
