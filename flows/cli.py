@@ -41,6 +41,10 @@ PrefectPort = Annotated[int | None, Option(help="Default 4200, or any free port.
 MlflowPort = Annotated[int | None, Option(help="Default 5000, or any free port.")]
 Temperature = Annotated[float, Option(min=0.0, help="0 takes the likeliest token.")]
 TopK = Annotated[int, Option(min=0, help="Keep this many tokens; 0 keeps all.")]
+TopP = Annotated[float, Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this mass.")]
+MinP = Annotated[float, Option(min=0.0, max=1.0, help="Drop what is less than this share as likely as the likeliest.")]
+Penalty = Annotated[float, Option(min=0.01, help="Above 1, what was said before becomes less likely.")]
+WeightsKind = Annotated[str, Option(help="float32, bfloat16 or int8: fewer bytes a token, for large models on a CPU.")]
 System = Annotated[str, Option(help="What the model is told before the conversation.")]
 Yes = Annotated[bool, Option("--yes", help="Really remove; else only list.")]
 
@@ -217,33 +221,42 @@ def sample(
     max_new_tokens: Annotated[int, Option(min=1)] = 500,
     temperature: Temperature = 0.8,
     top_k: TopK = 200,
-    top_p: Annotated[float, Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this mass.")] = 1.0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Annotated[list[str] | None, Option(help="End a sample before this text; may be repeated.")] = None,
     seed: int = 1337,
     device: str = "auto",
+    weights: WeightsKind = "float32",
     store: StoreDir = None,
 ) -> None:
     """Text from a checkpoint or release, in nanoGPT's form."""
     from flows.lineage import model_folder
 
     folder = model_folder(store_at(store), ref)
+    from gpt.generate import Knobs
     from gpt.generate import sample as texts
 
-    for text in texts(folder, start, num_samples, max_new_tokens, temperature, top_k, top_p, seed, device):
+    knobs = Knobs(temperature, top_k, top_p, min_p, repetition_penalty)
+    for text in texts(folder, start, num_samples, max_new_tokens, *knobs, stop or (), seed, device, weights):
         echo(f"{text}\n{'-' * 15}")
 
 
 @app.command()
 def chat(
-    ref: Ref = "export", system: System = "", temperature: Temperature = 0.7, top_k: TopK = 50,
-    seed: int = 1337, device: str = "auto", store: StoreDir = None,
+    ref: Ref = "export", system: System = "", temperature: Temperature = 0.7, top_k: TopK = 50, top_p: TopP = 1.0,
+    min_p: MinP = 0.0, repetition_penalty: Penalty = 1.0, seed: int = 1337, device: str = "auto",
+    weights: WeightsKind = "float32", store: StoreDir = None,
 ) -> None:  # fmt: skip
     """Talk with a chat model; an empty line or Ctrl-D ends it."""
     from flows.lineage import model_folder
 
     folder = model_folder(store_at(store), ref)
     from gpt.converse import Conversation
+    from gpt.generate import Knobs
 
-    talk = Conversation(folder, device, system, temperature, top_k, seed)
+    knobs = Knobs(temperature, top_k, top_p, min_p, repetition_penalty)
+    talk = Conversation(folder, device, system, knobs, seed, weights)
     echo("(an empty line ends the conversation)", err=True)
     with suppress(EOFError, KeyboardInterrupt):
         while text := input("you> ").strip():

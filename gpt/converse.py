@@ -8,34 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt.chat import Message, render
-from gpt.generate import generate, load, pick_device
+from gpt.generate import Knobs, Speech, generate, laid_out
 
 
 class Conversation:
     """A model, a tokenizer and the messages so far."""
 
-    def __init__(self, folder: Path, device: str, system: str, temperature: float, top_k: int, seed: int) -> None:
-        self.model, self.tokenizer = load(folder, pick_device(device))
-        self.temperature, self.top_k, self.seed = temperature, top_k, seed
+    def __init__(
+        self, folder: Path, device: str, system: str, knobs: Knobs, seed: int, weights: str = "float32"
+    ) -> None:
+        self.model, self.tokenizer = laid_out(folder, device, weights)
+        self.knobs, self.seed = knobs, seed
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []
 
     def say(self, text: str, piece: Callable[[str], object]) -> str:
         """The reply to what the user says; `piece` is told its text as it comes."""
         self.messages.append({"role": "user", "content": text})
-        prompt, told, ids = self._prompt(), "", list[int]()
-
-        def heard(_: int, token: int) -> None:
-            nonlocal told
-            ids.extend([token] if token not in self.tokenizer.stops else [])
-            whole = self.tokenizer.decode(ids).rstrip("\ufffd")  # the bytes of a character may come one by one
-            piece(whole[len(told) :])
-            told = whole
-
+        prompt, stop, speech = self._prompt(), self.tokenizer.stops, Speech(self.tokenizer, piece=piece)
         room, seeds = self.model.config.context - len(prompt), [self.seed + len(self.messages)]
-        stop = self.tokenizer.stops
-        generate(self.model, [prompt], max(1, room), temperature=self.temperature, top_k=self.top_k, seeds=seeds,
-                 stop=stop, heard=heard)  # fmt: skip
+
+        def heard(_: int, token: int) -> bool:
+            return token not in stop and speech.hear(token)
+
+        generate(self.model, [prompt], max(1, room), **self.knobs._asdict(), seeds=seeds, stop=stop, heard=heard)
+        told = speech.end()
         self.messages.append({"role": "assistant", "content": told})
         return told
 

@@ -1,6 +1,6 @@
 """The transformer in its two families: GPT-2's blocks and the modern ones of Qwen3, by one `Block`.
 
-In: `ModelConfig`, a vocabulary size, token ids. Out: next-token logits, with a key-value cache for generation.
+In: `ModelConfig`, a vocabulary size, token ids. Out: next-token logits, or what targets cost.
 After GPT-2 (Radford 2019), RoPE (Su 2021), SwiGLU (Shazeer 2020), QK-norm (Henry 2020), GQA (Ainslie 2023). From the
 same weights both families compute what transformers' GPT2LMHeadModel and Qwen3ForCausalLM compute.
 Weights are float32; with `compute` set to bfloat16 each is cast where it is used and activations are bfloat16, which on
@@ -17,45 +17,23 @@ from gpt.crossentropy import costs, summed_cost
 # B batch, T time, S slots of the cache, C channels, H heads, G key-value heads, D channels per head, V vocabulary
 
 
-class Cache:
-    """Keys and values of what each row has read; rows may differ in length.
-
-    A call reads `ids_BT` at positions `length_B` onwards; the caller then moves `length_B` to what is real. A shorter
-    row's padding lies beyond it: nobody looks there, and the tokens that follow overwrite it.
-    """
-
-    def __init__(self, config: ModelConfig, rows: int, device: torch.device | str = "cpu") -> None:
-        shape = config.depth, rows, config.context, config.kv_heads, config.head_dim
-        self.k, self.v = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-        self.length_B = torch.zeros(rows, dtype=torch.long, device=device)
-
-
 class Where:
-    """What a pass over `ids_BT` knows about places: positions, rotation, the cache, and who may look at whom."""
+    """What a pass over `ids_BT` knows about places: positions, rotation, and who may look at whom."""
 
-    def __init__(
-        self, config: ModelConfig, ids_BT: Tensor, cache: Cache | None, document_BT: Tensor | None, dtype: torch.dtype
-    ) -> None:
-        rows, time = ids_BT.shape
-        self.cache, self.mask_B1TS, self.cos = cache, None, None
+    def __init__(self, config: ModelConfig, ids_BT: Tensor, document_BT: Tensor | None, dtype: torch.dtype) -> None:
+        time, self.mask_B1TT, self.cos = ids_BT.shape[1], None, None
         self.at_BT = torch.arange(time, device=ids_BT.device)[None]
-        if cache is not None:
-            self.rows_B1 = torch.arange(rows, device=ids_BT.device)[:, None]
-            self.at_BT = cache.length_B[:, None] + self.at_BT
-            self.slots_S = torch.arange(int(self.at_BT.max()) + 1, device=ids_BT.device)
-            self.mask_B1TS = self.slots_S <= self.at_BT[:, None, :, None]
-        elif document_BT is not None:
+        if document_BT is not None:
             begins_BT = F.pad(document_BT[:, 1:] != document_BT[:, :-1], (1, 0))
-            same_B1TS = document_BT[:, None, :, None] == document_BT[:, None, None, :]
-            self.mask_B1TS = same_B1TS & (self.at_BT <= self.at_BT[0, :, None])
+            same_B1TT = document_BT[:, None, :, None] == document_BT[:, None, None, :]
+            self.mask_B1TT = same_B1TT & (self.at_BT <= self.at_BT[0, :, None])
             self.at_BT = self.at_BT - (begins_BT * self.at_BT).cummax(1).values
         elif plain(ids_BT, dtype):
-            self.mask_B1TS = torch.ones(1, 1, time, time, dtype=torch.bool).tril()
-        if self.mask_B1TS is not None and plain(ids_BT, dtype) and cache is None:
-            self.mask_B1TS = torch.zeros(self.mask_B1TS.shape, dtype=dtype).masked_fill(~self.mask_B1TS, -1e30)
+            self.mask_B1TT = torch.ones(1, 1, time, time, dtype=torch.bool).tril()
+        if self.mask_B1TT is not None and plain(ids_BT, dtype):
+            self.mask_B1TT = torch.zeros(self.mask_B1TT.shape, dtype=dtype).masked_fill(~self.mask_B1TT, -1e30)
         if config.family == "modern":
-            powers_D = torch.arange(0, config.head_dim, 2, device=ids_BT.device).float() / config.head_dim
-            angles_BT1D = self.at_BT[:, :, None, None].float() * (1 / config.rope_theta**powers_D).repeat(2)
+            angles_BT1D = angles(config, self.at_BT[..., None])
             self.cos, self.sin = angles_BT1D.cos().to(dtype), angles_BT1D.sin().to(dtype)
 
     def rotate(self, x_BTHD: Tensor) -> Tensor:
@@ -65,13 +43,11 @@ class Where:
         left, right = x_BTHD.chunk(2, dim=-1)
         return x_BTHD * self.cos + torch.cat((-right, left), dim=-1) * self.sin
 
-    def remember(self, layer: int, k_BTGD: Tensor, v_BTGD: Tensor) -> tuple[Tensor, Tensor]:
-        """Put one layer's new keys and values into the cache; all that it holds for these rows."""
-        if self.cache is None:
-            return k_BTGD, v_BTGD
-        for store, new in ((self.cache.k[layer], k_BTGD), (self.cache.v[layer], v_BTGD)):
-            store[self.rows_B1, self.at_BT] = new
-        return self.cache.k[layer][:, : len(self.slots_S)], self.cache.v[layer][:, : len(self.slots_S)]
+
+def angles(config: ModelConfig, at: Tensor) -> Tensor:
+    """By how much RoPE turns each pair of channels at each place: [..., D], both halves alike."""
+    powers_D = torch.arange(0, config.head_dim, 2, device=at.device).float() / config.head_dim
+    return at[..., None].float() * (1 / config.rope_theta**powers_D).repeat(2)
 
 
 def plain(ids_BT: Tensor, dtype: torch.dtype) -> bool:
@@ -111,12 +87,11 @@ class Attention(nn.Module):
         self.proj = Linear(config.heads * config.head_dim, config.width, bias=gpt2)
         self.q_norm, self.k_norm = (nn.Identity() if gpt2 else _norm(config, config.head_dim) for _ in "qk")
 
-    def forward(self, x_BTC: Tensor, where: Where, layer: int | None) -> Tensor:
-        c, mask, p = self.config, where.mask_B1TS, self.config.dropout if self.training else 0.0
+    def forward(self, x_BTC: Tensor, where: Where) -> Tensor:
+        c, mask, p = self.config, where.mask_B1TT, self.config.dropout if self.training else 0.0
         heads = self.qkv(x_BTC).unflatten(-1, (-1, c.head_dim)).split((c.heads, c.kv_heads, c.kv_heads), dim=2)
         q_BTHD, k_BTGD = where.rotate(self.q_norm(heads[0])), where.rotate(self.k_norm(heads[1]))
-        k_BSGD, v_BSGD = (k_BTGD, heads[2]) if layer is None else where.remember(layer, k_BTGD, heads[2])
-        q, k, v = (part.transpose(1, 2) for part in (q_BTHD, k_BSGD, v_BSGD))
+        q, k, v = (part.transpose(1, 2) for part in (q_BTHD, k_BTGD, heads[2]))
         if mask is not None and mask.dtype == x_BTC.dtype:
             y_BHTD = attend(q, k, v, mask, p)
         else:
@@ -125,11 +100,11 @@ class Attention(nn.Module):
         return self.proj(y_BHTD.transpose(1, 2).flatten(2))
 
 
-def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_B1TS: Tensor, dropout: float) -> Tensor:
+def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_B1TT: Tensor, dropout: float) -> Tensor:
     """softmax(q k' / sqrt(D) + mask) v, written out; the heads of a group lie below each other: nothing is copied."""
     (rows, heads, time, dim), groups = q_BHTD.shape, k_BGSD.shape[1]
     q_BGtD = (q_BHTD * dim**-0.5).reshape(rows, groups, -1, dim)
-    scores_BHTS = (q_BGtD @ k_BGSD.mT).view(rows, heads, time, -1) + mask_B1TS
+    scores_BHTS = (q_BGtD @ k_BGSD.mT).view(rows, heads, time, -1) + mask_B1TT
     share_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout)
     return (share_BHTS.view(rows, groups, heads // groups * time, -1) @ v_BGSD).view(rows, heads, time, dim)
 
@@ -160,8 +135,8 @@ class Block(nn.Module):
         self.ln2, self.mlp = _norm(config, config.width), MLP(config)
         self.dropout = config.dropout
 
-    def forward(self, x_BTC: Tensor, where: Where, layer: int | None = None) -> Tensor:
-        x_BTC = x_BTC + F.dropout(self.attn(self.ln1(x_BTC), where, layer), self.dropout, self.training)
+    def forward(self, x_BTC: Tensor, where: Where) -> Tensor:
+        x_BTC = x_BTC + F.dropout(self.attn(self.ln1(x_BTC), where), self.dropout, self.training)
         return x_BTC + F.dropout(self.mlp(self.ln2(x_BTC)), self.dropout, self.training)
 
 
@@ -169,7 +144,7 @@ class GPT(nn.Module):
     """A decoder-only language model. Parameter names are the checkpoint format (docs/formats.md)."""
 
     compute: torch.dtype | None = None
-    """The dtype of activations in training and scoring; None is the weights' own, in which text is always generated."""
+    """The dtype of activations in training and scoring; None is the weights' own. Text is written by gpt/decode.py."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -188,14 +163,13 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.depth) ** 0.5 if residual else 0.02)
 
     def forward(
-        self, ids_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None,
-        target_BT: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, ids_BT: Tensor, document_BT: Tensor | None = None, target_BT: Tensor | None = None
+    ) -> Tensor:
         """Token ids (int64) -> logits_BTV (float32) for the token after each; with targets the sum of their costs.
 
         `document_BT` numbers documents that lie side by side in a row: each is read as if it were alone.
         """
-        stream_BTC = self.stream(ids_BT, cache, document_BT)
+        stream_BTC = self.stream(ids_BT, document_BT)
         if target_BT is None:
             return self.logits(stream_BTC)
         return summed_cost(stream_BTC.flatten(0, 1), self.head(), target_BT.flatten(), self.vocab_size)
@@ -206,17 +180,14 @@ class GPT(nn.Module):
         stream_NC = self.stream(ids_BT).flatten(0, 1)
         return costs(stream_NC, self.head(), target_BT.flatten(), self.vocab_size).view(target_BT.shape)
 
-    def stream(self, ids_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
+    def stream(self, ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
         """Token ids -> the final normed stream_BTC, before the head; callers that need few logits start here."""
-        dtype = (self.compute if cache is None else None) or self.wte.weight.dtype
-        where = Where(self.config, ids_BT, cache, document_BT, dtype)
+        dtype = self.compute or self.wte.weight.dtype
+        where = Where(self.config, ids_BT, document_BT, dtype)
         x_BTC = self.wte(ids_BT) if self.wpe is None else self.wte(ids_BT) + self.wpe(where.at_BT)
         x_BTC = F.dropout(x_BTC.to(dtype), self.config.dropout, self.training)
-        for layer, block in enumerate(self.h):
-            if self.training and cache is None:
-                x_BTC = block(x_BTC, where)  # perhaps compiled, for one shape
-            else:
-                x_BTC = block.forward(x_BTC, where, None if cache is None else layer)
+        for block in self.h:  # perhaps compiled, for the one shape of training
+            x_BTC = block(x_BTC, where) if self.training else block.forward(x_BTC, where)
         return self.ln_f(x_BTC)
 
     def head(self) -> Tensor:

@@ -74,7 +74,7 @@ class NextToken:
         parts = list(zip(*(part.split(self.config.micro_batch or self.config.batch) for part in batch), strict=True))
         for number, (x, y, *document) in enumerate(parts, 1):
             with dist.syncing(learner, now=number == len(parts)):
-                mean = learner(x, None, *document, target_BT=y) / targets
+                mean = learner(x, *document, target_BT=y) / targets
                 (mean * ranks).backward()  # the gradients' mean over the ranks is then that of the whole batch
             total += mean.detach()
         return dist.summed(total), targets, {}

@@ -6,6 +6,8 @@ import torch
 from gpt import converse
 from gpt.config import ModelConfig
 from gpt.converse import Conversation
+from gpt.decode import Decoder
+from gpt.generate import Knobs
 from gpt.model import GPT
 
 
@@ -13,8 +15,8 @@ from gpt.model import GPT
 def talk(tokenizer, monkeypatch, tmp_path):
     torch.manual_seed(0)
     model = GPT(ModelConfig(depth=1, width=32, heads=2, context=200), tokenizer.vocab_size).eval()
-    monkeypatch.setattr(converse, "load", lambda folder, device: (model, tokenizer))
-    return Conversation(tmp_path, "cpu", "be kind", temperature=1.0, top_k=0, seed=1)
+    monkeypatch.setattr(converse, "laid_out", lambda folder, device, weights: (Decoder(model), tokenizer))
+    return Conversation(tmp_path, "cpu", "be kind", Knobs(), seed=1)
 
 
 def test_the_pieces_are_the_reply_and_the_history_holds_both_sides(talk):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt.config import ModelConfig
-from gpt.model import GPT, Cache
+from gpt.model import GPT
 
 SMALL = {"depth": 2, "width": 32, "heads": 4, "context": 16}
 CONFIGS = [ModelConfig(family="gpt2", **SMALL), ModelConfig(kv_heads=2, tied=False, **SMALL)]
@@ -43,22 +43,6 @@ def test_no_token_sees_what_comes_after_it(model):
     assert difference[9:].min() > 1e-4, f"the change itself does not show: {difference}"
 
 
-def test_reading_in_pieces_with_a_cache_gives_the_same_logits_for_rows_of_any_length(model):
-    ids_BT, lengths_B = torch.randint(50, (3, 16)), torch.tensor([1, 4, 7])
-    cache = Cache(model.config, rows=3)
-    with torch.inference_mode():
-        whole_BTV = model(ids_BT)
-        padded_BT = torch.where(torch.arange(7) < lengths_B[:, None], ids_BT[:, :7], 0)
-        pieces = model(padded_BT, cache)
-        for row, length in enumerate(lengths_B):
-            assert torch.allclose(pieces[row, :length], whole_BTV[row, :length], atol=1e-5)
-        for step in range(9):
-            cache.length_B = lengths_B + step
-            logits_BV = model(ids_BT[torch.arange(3), cache.length_B][:, None], cache)[:, 0]
-            difference = (logits_BV - whole_BTV[torch.arange(3), cache.length_B]).abs().max().item()
-            assert difference < 1e-5, f"step {step}: logits differ by {difference}"
-
-
 def test_dropout_acts_in_training_only():
     model = GPT(ModelConfig(dropout=0.5, **SMALL), 50)
     ids_BT = torch.randint(50, (1, 8))
@@ -71,7 +55,7 @@ def test_packed_documents_have_the_logits_that_each_has_alone(model):
     number_BT = torch.tensor([[1] * 5 + [2] + [3] * 7 + [4] * 3])  # the last three are padding
     row_BT = torch.cat([*documents, torch.zeros((1, 3), dtype=torch.long)], dim=1)
     with torch.inference_mode():
-        packed = model(row_BT, None, number_BT)
+        packed = model(row_BT, number_BT)
         alone = torch.cat([model(ids_BT) for ids_BT in documents], dim=1)
     assert packed.isfinite().all()
     difference = (packed[:, :13] - alone).abs().max().item()
