@@ -6,7 +6,8 @@ Method: a part's gradient is (softmax - one-hot) times what it came from, so it 
 wrong loss in bfloat16 on a CPU (8.81 for 9.90).
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,37 +16,74 @@ from torch import Tensor
 from gpt.data import IGNORED
 
 # N targets, n those of one part, C channels, V vocabulary
-LOGITS = {"cpu": 2**23, "cuda": 2**29}
-"""As many logits are there at once: 32 MiB in float32, on a GPU 2 GiB."""
+LOGITS, ROWS = {"cpu": 2**24, "cuda": 2**29}, {"cpu": 2**10, "cuda": 2**16}
+"""At most so many logits (on a CPU 64 MiB in float32, on a GPU 1 GiB in bfloat16), of so many targets, at once."""
+BLOCK = {"cpu": 2**12, "cuda": 2**20}
+"""Rows of the head whose gradient is made at once: memory that is asked for in large pieces is new, and slow, each
+time. Buffers for that reason too; with V 50,304 a CPU needs half the time that it takes over full logits."""
 
 
+@torch.no_grad()
 def costs(x_NC: Tensor, head_VC: Tensor, y_N: Tensor, vocab_size: int) -> Tensor:
     """Nats of each target, float32 [N]; 0 where IGNORED. The head's rows beyond `vocab_size` are padding."""
-    near_VC = head_VC.to(x_NC.dtype)
-    return torch.cat([score(x_NC[at] @ near_VC.mT, y_N[at], vocab_size)[0] for at in parts(x_NC, head_VC)])
+    near_VC, found, (rows, logits_nV, room_nV) = head_VC.to(x_NC.dtype), [], buffers(x_NC, head_VC)
+    for x_nC, y_n in zip(x_NC.split(rows), y_N.split(rows), strict=True):
+        product_nV = torch.mm(x_nC, near_VC.mT, out=logits_nV[: len(x_nC)])
+        found.append(exponentials(product_nV, y_n, vocab_size, room_nV)[0])
+    return torch.cat(found)
 
 
 def summed_cost(x_NC: Tensor, head_VC: Tensor, y_N: Tensor, vocab_size: int) -> Tensor:
-    """Their sum, a scalar with a gradient for the stream and the head."""
+    """Their sum, a scalar with a gradient, for one backward pass, of the stream and the head."""
     return _SummedCost.apply(x_NC, head_VC, y_N, vocab_size)
 
 
-def parts(x_NC: Tensor, head_VC: Tensor) -> Iterator[slice]:
-    """Rows that go together."""
-    rows = max(1, LOGITS[x_NC.device.type] // len(head_VC))
-    return (slice(begin, begin + rows) for begin in range(0, len(x_NC), rows))
+def buffers(x_NC: Tensor, head_VC: Tensor) -> tuple[int, Tensor, Tensor | None]:
+    """How many rows go together, where their logits go, and, if those are bfloat16, room for them in float32."""
+    kind, size = x_NC.device.type, len(head_VC)
+    rows = max(1, min(len(x_NC), ROWS[kind], LOGITS[kind] // size))
+    room = kind == "cpu" and x_NC.dtype == torch.bfloat16  # compiled, it is never there as a whole
+    return rows, x_NC.new_empty(rows, size), x_NC.new_empty(rows, size, dtype=torch.float32) if room else None
 
 
-def score(logits_nV: Tensor, y_n: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Each target's cost, and the cost's slope by each logit: softmax - one-hot. The logits' memory is used again."""
-    real_n, target_n1 = y_n != IGNORED, y_n.clamp(min=0)[:, None]
-    values_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
+def exponentials(
+    logits_nV: Tensor, y_n: Tensor, vocab_size: int, room_nV: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each target's cost; exp(logit - largest), perhaps in the logits' memory; the sum of that over the vocabulary."""
+    exact = torch.promote_types(logits_nV.dtype, torch.float32)
+    values_nV = logits_nV.to(exact) if room_nV is None else room_nV[: len(y_n)].copy_(logits_nV)
     values_nV[:, vocab_size:] = -torch.inf
-    values_nV -= values_nV.logsumexp(1, keepdim=True)
-    cost_n = -values_nV.gather(1, target_n1)[:, 0] * real_n
-    slope_nV = values_nV.exp_()
-    slope_nV.scatter_add_(1, target_n1, -torch.ones_like(target_n1, dtype=slope_nV.dtype))
-    return cost_n, slope_nV.mul_(real_n[:, None])
+    values_nV -= values_nV.amax(1, keepdim=True)
+    own_n1 = values_nV.gather(1, y_n.clamp(min=0)[:, None])
+    sum_n1 = values_nV.exp_().sum(1, keepdim=True)
+    return (sum_n1.log() - own_n1)[:, 0] * (y_n != IGNORED), values_nV, sum_n1
+
+
+def score(logits_nV: Tensor, y_n: Tensor, vocab_size: int, room_nV: Tensor | None) -> Tensor:
+    """Each target's cost; logits become the slope of its cost by them, softmax - one-hot."""
+    cost_n, slope_nV, sum_n1 = exponentials(logits_nV, y_n, vocab_size, room_nV)
+    real_n1, target_n1 = (y_n != IGNORED)[:, None], y_n.clamp(min=0)[:, None]
+    slope_nV *= real_n1 / sum_n1
+    if torch.compiler.is_compiling():  # becomes part of the same pass; a scatter would be two more
+        hit_nV = torch.arange(slope_nV.shape[1], device=y_n.device) == target_n1
+        slope_nV -= (hit_nV & real_n1).to(slope_nV.dtype)
+    else:
+        slope_nV.scatter_add_(1, target_n1, -real_n1.to(slope_nV.dtype))
+    logits_nV.copy_(slope_nV)
+    return cost_n
+
+
+@functools.cache
+def compiled() -> Callable[..., Tensor]:
+    """`score` in one pass or two over the logits instead of ten; compiled once for all numbers of rows."""
+    fused = torch.compile(score)
+
+    def call(logits_nV: Tensor, y_n: Tensor, vocab_size: int, room_nV: Tensor | None) -> Tensor:
+        for tensor in (logits_nV, y_n):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return fused(logits_nV, y_n, vocab_size, room_nV)
+
+    return call
 
 
 class _SummedCost(torch.autograd.Function):
@@ -53,18 +91,20 @@ class _SummedCost(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_NC: Tensor, head_VC: Tensor, y_N: Tensor, vocab_size: int) -> Tensor:
-        near_VC, total = head_VC.to(x_NC.dtype), torch.zeros((), device=x_NC.device, dtype=torch.float64)
+        near_VC, (rows, logits_nV, room_nV) = head_VC.to(x_NC.dtype), buffers(x_NC, head_VC)
         dx_NC, dhead_VC = torch.empty_like(x_NC), torch.zeros_like(head_VC)
-        fused = torch.compile(score) if x_NC.is_cuda else score  # one pass over the logits instead of seven
-        for at in parts(x_NC, head_VC):
-            cost_n, slope_nV = fused(x_NC[at] @ near_VC.mT, y_N[at], vocab_size)
-            slope_nV, total = slope_nV.to(x_NC.dtype), total + cost_n.sum()
-            dx_NC[at] = slope_nV @ near_VC
-            dhead_VC += slope_nV.mT @ x_NC[at]
-        ctx.save_for_backward(dx_NC, dhead_VC)
+        total = torch.zeros((), device=x_NC.device, dtype=torch.float64)
+        measure, block = compiled() if x_NC.is_cuda else score, BLOCK[x_NC.device.type]
+        for x_nC, y_n, dx_nC in zip(x_NC.split(rows), y_N.split(rows), dx_NC.split(rows), strict=True):
+            part_nV = torch.mm(x_nC, near_VC.mT, out=logits_nV[: len(x_nC)])
+            total += measure(part_nV, y_n, vocab_size, room_nV).sum()
+            torch.mm(part_nV, near_VC, out=dx_nC)
+            for some_vC, slope_nv in zip(dhead_VC.split(block), part_nV.split(block, dim=1), strict=True):
+                some_vC += slope_nv.mT @ x_nC
+        ctx.gradients = dx_NC, dhead_VC
         return total.to(torch.promote_types(x_NC.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        dx_NC, dhead_VC = ctx.saved_tensors
-        return dx_NC * grads[0], dhead_VC * grads[0], None, None
+        (dx_NC, dhead_VC), ctx.gradients = ctx.gradients, None
+        return dx_NC.mul_(grads[0]), dhead_VC.mul_(grads[0]), None, None
