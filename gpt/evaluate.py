@@ -148,7 +148,7 @@ def next_tokens(who: str, model: GPT, tokenizer: Tokenizer, prompt: str) -> list
 def neighbours(who: str, model: GPT, tokenizer: Tokenizer, seen_V: np.ndarray, word: str) -> list[Row]:
     """The tokens, of those seen in training, whose embeddings point most nearly where the word's (mean) does."""
     own = min((tokenizer.encode(form) for form in (f" {word}", word)), key=len)
-    wte_VC = model.wte.weight.cpu()
+    wte_VC = model.wte.weight[: model.vocab_size].cpu()
     cosine_V = F.cosine_similarity(wte_VC, wte_VC[own].mean(0, keepdim=True))
     cosine_V[torch.from_numpy(seen_V == 0)] = cosine_V[own] = -1
     return top(tokenizer, cosine_V, {"who": who, "word": word}, "cosine")

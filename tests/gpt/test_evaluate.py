@@ -220,6 +220,13 @@ def test_the_nearest_neighbour_points_the_same_way_and_was_seen_in_training(mode
     assert not {"Q", " the"} & {row["token"] for row in rows}
 
 
+def test_rows_that_pad_a_large_vocabulary_are_nobodys_neighbours(model, seen_V):
+    large = GPT(model.config, 4098)
+    assert large.wte.weight.shape[0] == 4224
+    rows = neighbours("base", large, TOKENIZER, np.pad(seen_V, (0, 4098 - len(seen_V))), "the")
+    assert len(rows) == 10
+
+
 @pytest.fixture
 def run(tmp_path, model, shards):
     """run.json's content, with the same weights as both models."""
