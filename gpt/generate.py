@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gpt.checkpoint import load_model
 from gpt.decode import Decoder
-from gpt.hf import from_hf
+from gpt.hf import start_from
+from gpt.hfconfig import config_in
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
@@ -248,7 +249,8 @@ def load(folder: Path, device: str) -> tuple[GPT, Tokenizer]:
     """Model and tokenizer of a Checkpoint, or of a Hugging Face folder that `gpt.hf` reads."""
     if (folder / "tokenizer").is_dir():
         return load_model(folder, device), Tokenizer.load(folder / "tokenizer")
-    return from_hf(folder).to(device), Tokenizer.load(folder)
+    words = Tokenizer.load(folder)
+    return start_from(folder, config_in(folder)[0], words.vocab_size).to(device), words
 
 
 def pick_device(device: str) -> str:
