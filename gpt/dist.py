@@ -7,6 +7,7 @@ those of the whole batch. Method: DDP (Li et al. 2020) for what fits on a device
 
 import copy
 import os
+import signal
 import sys
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -161,6 +162,7 @@ def main() -> int:
             return 128 + error.sigval
         except ChildFailedError as error:
             codes = {failure.exitcode for failure in error.failures.values()}
+            codes = codes - {-signal.SIGTERM} or codes  # which is how torchrun ended the others
             code = next((code for code in FINAL if code in codes), min(codes))
             if code in FINAL or not left:
                 return code if code > 0 else 128 - code

@@ -26,6 +26,10 @@ class Runtime(Config):
     """Worker processes of the data stages."""
     threads: int = Field(os.cpu_count() or 1, ge=1)
     """Threads of the trainer on a CPU; another number gives other last bits (recorded as numerics)."""
+    processes: int = Field(0, ge=0)
+    """Processes that train together, each on its GPU or with its share of the threads; 0: one a GPU, one on a CPU."""
+    shard: Literal["auto", "on", "off"] = "auto"
+    """Whether each of them holds only a part of the weights; auto: where all would leave less than half of a GPU."""
     fast: bool = True
     """Use gigatoken, where `gptloom[fast]` brought it, while its ids and merges are the references'; false: never."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

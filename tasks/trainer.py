@@ -2,6 +2,7 @@
 
 In: a run for gpt/train.py. Out: a Checkpoint folder, its last metrics. The child has its own process group, ends with a
 checkpoint when its stage is cancelled, and gets SIGKILL from the kernel when its parent dies: never two writers.
+Where several processes train, the child is torchrun (gpt/dist.py), which tells them what it is told.
 """
 
 import ctypes
@@ -10,10 +11,12 @@ import os
 import signal
 import sys
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -25,6 +28,10 @@ from tasks.runtime import runtime, say
 
 GRACE_S = 15.0
 """What a child has to save a checkpoint when its stage ends early."""
+RESTARTS = 3
+"""Times that torchrun starts its ranks again, from the last checkpoint, when one of them dies."""
+TOGETHER = ("pretrain", "sft")
+"""The tasks that several processes can share."""
 PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 ENVIRONMENT = {
@@ -63,30 +70,47 @@ class Training(Config, TrainConfig):
 
 def train(out: Path, run: dict[str, Any]) -> Metrics:
     """Fill `out`, or go on where a killed trainer left it; the journal's last values, the held-out headline first."""
-    program("gpt.train", out, {"lock": str(out.parent / "trainer.lock"), **run})
+    program("gpt.train", out, {"lock": str(out.parent / "trainer.lock"), **run}, ranks(run["task"]))
     points = [json.loads(line)[2] for line in (out / "logs" / "metrics.jsonl").read_text().splitlines()]
     last, head = {name: value for values in points for name, value in values.items()}, next(iter(points[0]))
     return {head: last[head], f"{head}_before": points[0][head]} | last
 
 
-def program(module: str, out: Path, run: dict[str, Any]) -> None:
-    """Run `python -m module run.json` to its end; the file, in `logs/`, holds `out`, `run`, device and threads."""
-    file, means = out / "logs" / "run.json", {"device": runtime().device, "threads": runtime().threads}
+def ranks(task: str) -> int:
+    """How many processes train together: as many as asked for, else one a GPU that this process may see."""
+    r = runtime()
+    if task not in TOGETHER:
+        if r.processes > 1:
+            say(f"{task} runs in one process, whatever runtime.processes says")
+        return 1
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) if seen is None else len(list(filter(None, seen.split(","))))
+    return r.processes or (max(1, gpus) if r.device != "cpu" else 1)
+
+
+def program(module: str, out: Path, run: dict[str, Any], processes: int = 1) -> None:
+    """Run `python -m module run.json` to its end; the file, in `logs/`, holds `out`, `run` and the means."""
+    file, r = out / "logs" / "run.json", runtime()
+    means = {"device": r.device, "threads": max(1, r.threads // processes), "shard": r.shard}
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"out": str(out), **run, **means}, indent=1))
-    launch([sys.executable, "-m", module, str(file)])
+    many = ["-m", "gpt.dist", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={RESTARTS}"]
+    more = {"OMP_NUM_THREADS": str(means["threads"])} if processes > 1 else {}
+    launch([sys.executable, *(many if more else []), "-m", module, str(file)], more)
 
 
-def launch(command: list[str]) -> None:
+def launch(command: list[str], more: Mapping[str, str] = MappingProxyType({})) -> None:
     """Run a child to its end, its lines passed to `say`; UserError for exit 2, RuntimeError for any other failure."""
-    tail, parent = deque[str](maxlen=30), os.getpid()
+    tail, parent, problem = deque[str](maxlen=30), os.getpid(), ""
     promise = (lambda: _die_with(parent)) if PRCTL else None
-    env = ENVIRONMENT | os.environ
+    env = {**ENVIRONMENT, **more, **os.environ}
     child = Popen(command, stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True, preexec_fn=promise, env=env)
     try:
         for line in child.stdout or ():
             tail.append(line.rstrip())
-            if not line.startswith("error: "):
+            if line.startswith("error: "):
+                problem = tail[-1]
+            else:
                 say(tail[-1])
         child.wait()
     finally:
@@ -95,9 +119,9 @@ def launch(command: list[str]) -> None:
                 os.killpg(child.pid, number)
                 with suppress(TimeoutExpired):
                     child.wait(GRACE_S)
-    if child.returncode == 2 and tail and tail[-1].startswith("error: "):
-        raise UserError(tail[-1].removeprefix("error: "))
-    if child.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM):
+    if child.returncode == 2 and problem:
+        raise UserError(problem.removeprefix("error: "))
+    if child.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL, 128 + signal.SIGTERM):
         raise UserError("the child was killed (out of memory?) or told to stop; rerun, and it goes on where it was")
     if child.returncode != 0:
         raise RuntimeError("\n".join([f"{' '.join(command)} ended with {child.returncode}; it said last:", *tail]))
