@@ -142,7 +142,7 @@ def start_from(folder: Path, wanted: ModelConfig, vocab_size: int) -> GPT:
     """The model of a Checkpoint or a Hugging Face folder, with the context, dropout and vocabulary that are wanted.
 
     Ids keep their rows. Those that the model lacks, as a released one our chat tokens, start as the mean of all rows
-    (Hewitt 2021): zeros would stand far above the logits of GPT-2, which are all near -100.
+    (Hewitt 2021): zeros would stand far above the logits of GPT-2, which lie far below.
     """
     model = load_model(folder) if (folder / "state.json").exists() else from_hf(folder)
     with torch.device("meta"):

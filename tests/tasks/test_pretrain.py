@@ -40,8 +40,8 @@ def documents(folder: Path, seed: int, words: list[str] = WORDS) -> Path:
 
 
 def release(folder: Path, kind: str, texts: Iterable[str]) -> Path:
-    """What others publish, by transformers: random weights of a GPT2, or of a Qwen3 in bfloat16, with wide heads and
-    more rows than its tokenizer has ids."""
+    """What others publish, by transformers: random weights of a GPT2, or of a Qwen3 in bfloat16 and in several files,
+    with wide heads and more rows than its tokenizer has ids."""
     words = bpe(kind, texts)
     words.save_pretrained(folder)
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 0}
@@ -51,7 +51,11 @@ def release(folder: Path, kind: str, texts: Iterable[str]) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)
-    (model if kind == "GPT2" else model.bfloat16()).save_pretrained(folder)
+    if kind == "GPT2":
+        model.save_pretrained(folder)
+    else:
+        model.bfloat16().save_pretrained(folder, max_shard_size="30KB")
+        assert len(list(folder.glob("model-*.safetensors"))) > 1
     return folder
 
 
