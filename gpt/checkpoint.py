@@ -9,12 +9,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -48,22 +50,26 @@ class Training:
         return {f"{name}/{key}": value for name, slot in named for key, value in slot.items()} | self.guard.tensors()
 
 
-def save(root: Path, training: Training, keep: int) -> None:
-    """Add the checkpoint of the state's step to the folder `root` and drop all but the newest `keep`."""
+def save(root: Path, training: Training, keep: int, every: int = 1) -> None:
+    """Add the checkpoint of the state's step to the folder `root`; of those every so many steps leave `keep`."""
     failpoint("checkpoint: begin")
     parts = {"model": training.model.state_dict(), "optimizer": training.moments()}
     whole = {name: _whole(tensors) for name, tensors in parts.items()} | {"rng": _random()}
     if dist.lead():
-        _write(root, training, whole, keep)
+        _write(root, training, whole)
+        there = sorted(root.glob("step-*"))
+        regular = [folder for folder in there if int(folder.name[5:]) % every == 0]
+        for old in {*there[:-1]} - {*regular[-keep:]}:
+            shutil.rmtree(old)
 
 
-def _write(root: Path, training: Training, whole: dict[str, dict[str, Tensor]], keep: int) -> None:
+def _write(root: Path, training: Training, whole: dict[str, dict[str, Tensor]]) -> None:
     work, model, state = root / "work", training.model, training.state
     shutil.rmtree(work, ignore_errors=True)  # its writer was killed
     work.mkdir(parents=True)
     _check_space(root, model)
     for name, tensors in whole.items():
-        save_file(tensors, work / f"{name}.safetensors")
+        _save_file(tensors, work / f"{name}.safetensors")
     (work / "config.json").write_bytes(_canonical({"model": asdict(model.config), "vocab_size": model.vocab_size}))
     (work / "state.json").write_bytes(_canonical(state))
     failpoint("checkpoint: files")
@@ -74,8 +80,6 @@ def _write(root: Path, training: Training, whole: dict[str, dict[str, Tensor]], 
     work.rename(root / f"step-{state['step']:08d}")
     failpoint("checkpoint: renamed")
     _sync(root)
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
 
 
 def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,10 +100,13 @@ def _random() -> dict[str, Tensor]:
     return {f"{name}/{n}" if n else name: state for name, each in every.items() for n, state in enumerate(each)}
 
 
-def newest(root: Path) -> Path | None:
-    """The newest checkpoint whose every byte is right; damaged newer ones are named and removed."""
+def newest(root: Path, every: int = 1) -> Path | None:
+    """The newest checkpoint, at a multiple of `every`, whose every byte is right; newer ones are removed."""
     for folder in sorted(root.glob("step-*"), reverse=True):
         manifest = folder / "manifest.json"
+        if int(folder.name[5:]) % every:
+            shutil.rmtree(folder)
+            continue
         if manifest.exists() and manifest.read_bytes() == _manifest(folder):
             return folder
         print(f"checkpoint {folder.name} is damaged; trying the one before", flush=True)
@@ -166,6 +173,15 @@ def _check_space(root: Path, model: GPT) -> None:
     if free < need:
         what = f"a checkpoint takes {need / 1e6:,.0f} MB, {root} has {free / 1e6:,.0f} MB left"
         raise OSError(errno.ENOSPC, f"{what}; free some")
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):  # a full disk, say; it deserves its own kind of error
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@ In: `log(step, {name: value})`. Out: a file of `[time_ms, step, {name: value}]` 
 MLflow: training never waits for a server.
 """
 
+import errno
 import json
 import os
 import time
@@ -22,8 +23,16 @@ class Journal:
         os.ftruncate(self.fd, sum(map(len, keep)))  # steps only grow, so what is kept is the head of the file
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """One line, in one write: a kill leaves it whole or torn at the end of the file."""
-        os.write(self.fd, (json.dumps([int(time.time() * 1000), step, values]) + "\n").encode())
+        """One line, in one write: a kill leaves it whole or torn at the end of the file; a full disk costs just it."""
+        line, end = (json.dumps([int(time.time() * 1000), step, values]) + "\n").encode(), os.fstat(self.fd).st_size
+        try:
+            whole = os.write(self.fd, line) == len(line)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            whole = False
+        if not whole:
+            os.ftruncate(self.fd, end)
 
     def sync(self) -> None:
         """Put it on the disk; called before each checkpoint, so that no checkpoint is ahead of its journal."""

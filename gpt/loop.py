@@ -79,8 +79,10 @@ class Trainer:
             torch.manual_seed(key(self.config.seed, dist.rank(), "rank"))  # each rank has a dropout of its own
         self.optimizers, self.guard = optimizers(self.model, self.config), Guard(self.device)
         self.training = checkpoint.Training(self.model, self.optimizers, self.guard, state)
+        there = len(list(self.checkpoints.glob("step-*")))
         if found := self._newest():
             checkpoint.restore(found, self.training)
+        self.damaged = there - len(list(self.checkpoints.glob("step-*")))
         self.numerics = numerics(out / "logs" / "numerics.json", run, self.config, self.model, state["step"] > 0)
         self.config = replace(self.config, micro_batch=self.numerics["micro_batch"])
         self.objective: Objective = objective(run, self.config, self.model, self.tokenizer)
@@ -93,16 +95,16 @@ class Trainer:
         """Where the training is."""
         return self.training.state
 
-    def _newest(self) -> Path | None:
+    def _newest(self, every: int = 1) -> Path | None:
         """The newest whole checkpoint, as rank 0 finds it."""
-        found = checkpoint.newest(self.checkpoints) if dist.lead() else None
+        found = checkpoint.newest(self.checkpoints, every) if dist.lead() else None
         step = dist.total(int(found.name[5:]) if found else 0)
         return self.checkpoints / f"step-{step:08d}" if step else None
 
     def run(self, stop: Event) -> bool:
-        """Steps until the last (True) or until `stop` (False); either way the last step made is in a checkpoint."""
+        """Steps until the last (True) or until `stop` (False); either way the last good step is in a checkpoint."""
         c = self.config
-        self.report.begin(self.device)
+        self.report.begin(self.device, self.damaged)
         while (step := self.state["step"] + 1) <= c.steps:
             numbers, stopped = self._update(step), dist.total(stop.is_set()) > 0
             last = step == c.steps
@@ -112,7 +114,8 @@ class Trainer:
             self.report.step(step, numbers)
             if c.sample_every and step % c.sample_every == 0:
                 self._sample(step)
-            if stopped or last or (step % c.checkpoint_every == 0 and not self.guard.in_a_row):
+            due = stopped or step % c.checkpoint_every == 0
+            if last or (due and not self.guard.in_a_row):  # among bad steps there is no place to rewind to
                 self._save(needed=stopped or last)
             if stopped:
                 return last
@@ -133,7 +136,7 @@ class Trainer:
 
     def _rewind(self, step: int) -> None:
         """Back to the last checkpoint, then past the data that did harm; this helps once, if it helps at all."""
-        c, found = self.config, self._newest()
+        c, found = self.config, self._newest(self.config.checkpoint_every)  # not where a signal happened to come
         if self.state["detour"] or not found:
             what = (
                 f"{IN_A_ROW} steps in a row up to step {step} had a loss or gradient that is no number or far too high"
@@ -142,18 +145,19 @@ class Trainer:
         checkpoint.restore(found, self.training)
         self.state["detour"] = step - self.state["step"]
         print(f"too many bad steps: back from step {step} to {self.state['step']}, other data from there", flush=True)
-        self.report.rewind(self.state)
+        self.report.rewind()
 
     def _save(self, needed: bool) -> None:
         """A checkpoint; where there is no room for one, training goes on with the elder, but not to its end."""
-        self.report.sync()
         try:
-            checkpoint.save(self.checkpoints, self.training, self.config.keep)
+            self.report.sync()
+            checkpoint.save(self.checkpoints, self.training, self.config.keep, self.config.checkpoint_every)
         except OSError as error:
             if needed or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
+            shutil.rmtree(self.checkpoints / "work", ignore_errors=True)
             print(f"no checkpoint at step {self.state['step']}: {error.strerror}", flush=True)
-            self.report.log(self.state["step"], {"train/failed_saves": 1})
+            self.report.events["failed_saves"] += 1
 
     def _sample(self, step: int) -> None:
         """Print what the model says."""

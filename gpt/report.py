@@ -6,6 +6,7 @@ Numbers are read where a line or a point is due: reading one waits for the devic
 
 import math
 import time
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ class Report:
         self, path: Path, config: TrainConfig, model: GPT, objective: Objective, state: dict[str, Any]
     ) -> None:
         self.path, self.config, self.model, self.objective, self.state = path, config, model, objective, state
-        self.ratios = dict[str, Tensor]()
+        self.ratios, self.events = dict[str, Tensor](), Counter[str]()
         self.journal = Journal(path, after_step=state["step"] or -1) if dist.lead() else None
 
     def log(self, step: int, values: Numbers) -> None:
@@ -47,8 +48,9 @@ class Report:
         if self.journal:
             self.journal.sync()
 
-    def begin(self, device: str) -> None:
+    def begin(self, device: str, damaged: int) -> None:
         """The first line, and the first point: what the model can do before any step."""
+        self.events["damaged_checkpoints"] += damaged
         c, first = self.config, self.state["step"]
         size, context = sum(p.numel() for p in self.model.parameters()), self.model.config.context
         ranks = f"{dist.world()} ranks on " if dist.world() > 1 else ""
@@ -91,7 +93,8 @@ class Report:
         speak, log = evaluate or now - self.shown >= QUIET_S, evaluate or step % -(-c.steps // POINTS) == 0
         if not (log or speak):
             return
-        told = numbers | (self.ratios if evaluate else {})
+        happened = +(self.events + Counter(rewound_steps=self.state["detour"]))
+        told = numbers | (self.ratios if evaluate else {}) | happened  # the last from when it happened on
         values = {f"train/{name}": float(value) for name, value in told.items()} | {"train/lr": self.rate(step)}
         perf, held = self.perf(), self.objective.measure() if evaluate else {}
         finite = {
@@ -123,11 +126,10 @@ class Report:
             "perf/memory_gb": memory_bytes(self.device) / 1e9
         }
 
-    def rewind(self, state: dict[str, Any]) -> None:
-        """What was journalled after the step that training goes back to did not happen; that it goes back is noted."""
-        self.journal = Journal(self.path, after_step=state["step"]) if dist.lead() else None
-        self.log(state["step"], {"train/rewound_steps": state["detour"]})
-        self.first, self.began = min(self.first, state["step"]), time.monotonic()
+    def rewind(self) -> None:
+        """What was journalled after the step that training goes back to did not happen."""
+        self.journal = Journal(self.path, after_step=self.state["step"]) if dist.lead() else None
+        self.first, self.began = min(self.first, self.state["step"]), time.monotonic()
         self._mark()
 
 
