@@ -18,18 +18,20 @@ from pathlib import Path
 import psutil
 
 from flows.pipeline import Recipe
-from gpt.config import PEAK_TFLOPS, ModelConfig, PretrainConfig
+from gpt.config import PEAK_TFLOPS, ModelConfig, PretrainConfig, too_large
 from gpt.errors import UserError
 from tasks.chats import Conversations
 from tasks.pairs import Preferences
 from tasks.prefer import Prefer
 from tasks.prompts import Problems
 from tasks.rl import Rl
-from tasks.runtime import say
+from tasks.runtime import running, say
 from tasks.sft import Sft
 from tasks.sources import find, from_hub
-from tasks.trainer import ENVIRONMENT
+from tasks.trainer import ENVIRONMENT, gpus, ranks
 
+MEMORY_GB = {"A100": 80, "L40S": 48, "H100": 80, "H200": 141, "B200": 180, "RTX4090": 24}
+"""Of the GPUs in PEAK_TFLOPS, in their larger form."""
 GPU_SHARE = 0.4
 """Share of the peak that training reaches: nanochat 0.41 to 0.50, llm.c 0.40 (124M) to 0.50 (1558M) on H100."""
 BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.9, "characters": 1.0}
@@ -39,6 +41,8 @@ PACKED = 4
 """Bytes of JSON lines by those of their .gz or .zst, roughly."""
 PER_MB_S = {"ingest": 0.7, "filter": 0.15, "dedup": 0.2, "tokenizer": 0.15, "shard": 0.07}
 """Seconds a MB of source text, on two cores, as measured on the demo's 8 MB, processes' start included."""
+LOGITS_BYTES = 3 * 2**31
+"""A part of the logits, their slopes, and room to work on a GPU (gpt/crossentropy.py)."""
 TALK_S, START_S, EXPORT_S, FLOW_BYTES = 3.0, 4.0, 4.5, 400_000_000
 """Making the built-in talk; a child's imports; a release's check; what the flow holds beside its child."""
 ROW, REPLY, AGAIN = 0.5, 0.6, 1.3
@@ -51,30 +55,33 @@ HELD_OUT = {"questions": 200, "replies": 210, "pairs": 366, "problems": 588}
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds whatever the machine, and tokens to train on, to read, and to sample."""
+    """Seconds whatever the machine, tokens to train on, to read, and to sample, and whether all GPUs share in it."""
 
     fixed_s: float
     train: float = 0
     read: float = 0
     sample: float = 0
+    together: bool = False
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per token of three kinds of work, bytes of the largest process, and where that is."""
+    """Seconds per token of three kinds of work on one device, how many there are, where that is, and its memory."""
 
     train_s: float
     read_s: float
     sample_s: float
-    peak_bytes: float
+    devices: int
     where: str
+    memory: str
 
     def seconds(self, work: Work) -> float:
         """How long a stage takes."""
-        return work.fixed_s + work.train * self.train_s + work.read * self.read_s + work.sample * self.sample_s
+        busy_s = work.train * self.train_s + work.read * self.read_s + work.sample * self.sample_s
+        return work.fixed_s + busy_s / (self.devices if work.together else 1)
 
 
-def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
+def plan(recipe: Recipe, hardware: str) -> Iterator[str]:
     """The lines of `gptloom plan`."""
     trained = recipe.pretrain.model_copy(update={"model": recipe.pretrain.sizes()})
     recipe = recipe.model_copy(update={"pretrain": trained})
@@ -86,7 +93,7 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
     model, vocab = recipe.pretrain.model, VOCABULARY.get(recipe.tokenizer.name, recipe.tokenizer.vocab_size)
     vocab = recipe.tokenizer.referred().vocab_size if recipe.tokenizer.ref else vocab
     p = PretrainConfig(**recipe.pretrain.settings()).fitted(model, vocab)
-    rates = datasheet(p, model, vocab, gpus) if gpus else measured(recipe, p, vocab)
+    rates = datasheet(p, model, vocab, hardware) if hardware else measured(recipe, p, vocab)
     size_of = model.products(vocab) + model.lookups(vocab)
     known = [f"{size / 1e6:,.1f} MB in {len(sources)} source(s), about {tokens / 1e6:,.2f} M tokens"] * bool(sources)
     unknown = [f"of {entry} the size is unknown, so is the time to prepare it" for entry in hub]
@@ -98,7 +105,7 @@ def plan(recipe: Recipe, gpus: str) -> Iterator[str]:
         told = training(recipe, p, stage, work.train, model.flops(vocab), 0 if hub else tokens)
         yield f"{stage:<10} {span(rates.seconds(work)):>8}{told}"
     yield f"total      {span(sum(map(rates.seconds, todo.values()))):>8}  on {rates.where}"
-    yield f"memory     {(rates.peak_bytes + FLOW_BYTES) / 1e9:,.2f} GB"
+    yield f"memory     {rates.memory}"
     weights = size_of * 4
     trained = sum(getattr(recipe, stage) is not None for stage in ("pretrain", "sft", "prefer", "rl"))
     kept = size + 2 * tokens + weights * (3 * trained + 1)  # weights and AdamW's two moments; the release
@@ -126,9 +133,9 @@ def works(recipe: Recipe, p: PretrainConfig, size: float) -> dict[str, Work]:
     sampled = AGAIN * answers * rl.max_new_tokens
     held_out = (p.steps // p.eval_every + 2) * p.eval_windows
     every = {stage: Work(per_mb * size / 1e6) for stage, per_mb in PER_MB_S.items()} | {
-        "pretrain": Work(START_S, p.steps * p.batch * context, held_out * context),
+        "pretrain": Work(START_S, p.steps * p.batch * context, held_out * context, together=True),
         "chats": Work(TALK_S),
-        "sft": Work(START_S, sft.steps * sft.batch * talk),
+        "sft": Work(START_S, sft.steps * sft.batch * talk, together=True),
         "pairs": Work(TALK_S),
         "prefer": Work(START_S, 2 * prefer.steps * prefer.batch * pair, 2 * PAIRS * pair),  # the reference reads each
         "prompts": Work(0.0),
@@ -171,20 +178,43 @@ def measured(recipe: Recipe, p: PretrainConfig, vocab: int) -> Rates:
     if done.returncode:
         problem = (done.stderr.splitlines() or ["killed"])[-1]
         raise UserError(f"the model cannot be tried on this machine: {problem}; name hardware, as in --gpus 1xH100")
-    return Rates(**json.loads(done.stdout), where="this machine, as measured just now")
+    found = json.loads(done.stdout)
+    memory = f"{(found.pop('peak_bytes') + FLOW_BYTES) / 1e9:,.2f} GB"
+    with running("plan", recipe.runtime):
+        devices = max(1, min(gpus(), ranks("pretrain")))
+    return Rates(**found, devices=devices, where="this machine, as measured just now", memory=memory)
 
 
-def datasheet(p: PretrainConfig, model: ModelConfig, vocab: int, gpus: str) -> Rates:
+def datasheet(p: PretrainConfig, model: ModelConfig, vocab: int, named: str) -> Rates:
     """The rates of named GPUs."""
-    count, _, kind = gpus.rpartition("x")
+    count, _, kind = named.rpartition("x")
     if kind not in PEAK_TFLOPS or not re.fullmatch("[1-9][0-9]*", count or "1"):
-        raise UserError(f"--gpus {gpus}: must read like 8xH100; known are {', '.join(PEAK_TFLOPS)}")
-    number = int(count or 1)
-    train_s = model.flops(vocab) / (number * PEAK_TFLOPS[kind] * 1e12 * GPU_SHARE)
-    rows = (p.micro_batch or p.batch) / number
-    activations = 4 * rows * model.context * (34 * model.depth * model.width + 3 * vocab)
-    peak = (model.products(vocab) + model.lookups(vocab)) * 16 + activations  # weights, gradients, AdamW
-    return Rates(train_s, train_s / 3, train_s, peak, f"{gpus} at {GPU_SHARE:.0%} of the peak")
+        raise UserError(f"--gpus {named}: must read like 8xH100; known are {', '.join(PEAK_TFLOPS)}")
+    train_s = model.flops(vocab) / (PEAK_TFLOPS[kind] * 1e12 * GPU_SHARE)
+    memory = shares(p, model, vocab, int(count or 1), kind)
+    return Rates(train_s, train_s / 3, train_s, int(count or 1), f"{named} at {GPU_SHARE:.0%} of the peak", memory)
+
+
+def shares(p: PretrainConfig, model: ModelConfig, vocab: int, number: int, kind: str) -> str:
+    """What each GPU has in memory, whether all of the weights or a part, and how many rows it reads at once."""
+    size, has = model.products(vocab) + model.lookups(vocab), MEMORY_GB[kind] * 1e9
+    cut = number > 1 and too_large(size, has)
+    states, row, most = 16 * size / (number if cut else 1), model.activations(2, scores=False), p.batch // number
+    fits = int((has - states) / 2 / row)
+    rows = p.micro_batch or max([n for n in range(1, most + 1) if most % n == 0 and n <= fits], default=1)
+    # beside these are the head's logits, or, when held-out data are read, the whole model in bfloat16
+    peak = states + max(rows * row + LOGITS_BYTES, 2 * size * cut)
+    how = "a part of weights and optimiser each (FSDP2)" if cut else "all of weights and optimiser each (DDP)"
+    told = f"{peak / 1e9:,.1f} of {MEMORY_GB[kind]} GB" + (f" on each of {number} GPUs, {how}" if number > 1 else "")
+    told += f", {rows} rows of {model.context:,} at once"
+    if peak > has:
+        way_out = "a shorter pretrain.model.context" if rows * row > has / 2 else "more GPUs"
+        told += f"; that does not fit: take {way_out}, or larger GPUs"
+    if cut and p.optimizer == "muon":
+        told += "; muon needs whole matrices: set pretrain.optimizer=adamw and a rate for it"
+    if p.batch % number:
+        told += f"; pretrain.batch={p.batch} is no multiple of {number}: try {-(-p.batch // number) * number}"
+    return told
 
 
 def span(seconds: float) -> str:

@@ -94,6 +94,15 @@ class ModelConfig:
         """Of a token in training, forward and backward: 6 x products + 12 x depth x width x context (PaLM, app. B)."""
         return 6 * self.products(vocab_size) + 12 * self.depth * self.heads * self.head_dim * self.context
 
+    def activations(self, size: int, scores: bool) -> int:
+        """Bytes that a row's forward pass keeps for the backward, of numbers of `size` bytes; about.
+
+        `scores`: whether attention's, which grow with the square of the context, are kept too (gpt/model.py).
+        """
+        mlp = (3 if self.act == "swiglu" else 2) * self.hidden
+        block = 12 * self.width + 2 * mlp + (3 * self.heads * self.context if scores else 0)
+        return self.context * self.depth * block * size + self.context * self.width * 16
+
     @property
     def eps(self) -> float:
         """What the norms add to the variance, as GPT2LMHeadModel and Qwen3ForCausalLM do."""

@@ -38,10 +38,7 @@ def pays(model: GPT, config: TrainConfig) -> bool:
 
 def micro_batch(model: GPT, config: TrainConfig, precise: str) -> int:
     """The largest divisor of the batch whose activations should fit into half of what memory is free now."""
-    c, size = model.config, 2 if precise == "bfloat16" else 4
-    mlp = (3 if c.act == "swiglu" else 2) * c.hidden
-    scores = 0 if model.wte.weight.is_cuda else 3 * c.heads * c.context  # written out, they are kept (gpt/model.py)
-    row = c.context * c.depth * (12 * c.width + 2 * mlp + scores) * size + c.context * c.width * 16
+    row = model.config.activations(2 if precise == "bfloat16" else 4, scores=not model.wte.weight.is_cuda)
     here, ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), dist.world() if dist.sharded(model) else 1
     free = torch.cuda.mem_get_info()[0] if model.wte.weight.is_cuda else available_bytes() // here
     states = 12 * sum(p.numel() for p in model.parameters()) // ranks  # gradients and two moments are still to come

@@ -76,16 +76,22 @@ def train(out: Path, run: dict[str, Any]) -> Metrics:
     return {head: last[head], f"{head}_before": points[0][head]} | last
 
 
+def gpus() -> int:
+    """How many this process may see, and shall use."""
+    if runtime().device == "cpu":
+        return 0
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) if seen is None else len(list(filter(None, seen.split(","))))
+
+
 def ranks(task: str) -> int:
-    """How many processes train together: as many as asked for, else one a GPU that this process may see."""
+    """How many processes train together: as many as asked for, else one a GPU."""
     r = runtime()
     if task not in TOGETHER:
         if r.processes > 1:
             say(f"{task} runs in one process, whatever runtime.processes says")
         return 1
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) if seen is None else len(list(filter(None, seen.split(","))))
-    return r.processes or (max(1, gpus) if r.device != "cpu" else 1)
+    return r.processes or max(1, gpus())
 
 
 def program(module: str, out: Path, run: dict[str, Any], processes: int = 1) -> None:
