@@ -54,11 +54,12 @@ class Pretrain(Training, PretrainConfig):
         return ({"init": self.init} if self.init else {}) | {f"mix {n + 1}": ref for n, ref in enumerate(self.mix)}
 
     def outside(self) -> dict[str, Any]:
-        """The content of the checkpoint that `init` names, and the content and share of the shards in `mix`."""
+        """The content and sizes of the model that `init` names, and the content and share of the shards in `mix`."""
         mixed = {"mix": {content: share for content, _, share in self.mixed()}} if self.mix else {}
         if not self.init:
             return mixed
-        return {**mixed, "init": content_digest({file.name: file_digest(file) for file in _counted(self.init)})}
+        init = content_digest({file.name: file_digest(file) for file in _counted(self.init)})
+        return {**mixed, "init": init, "model": asdict(self.sizes())}
 
     def sizes(self) -> ModelConfig:
         """The model that is trained: as stated, or with `init` that one, in the context and dropout stated."""
