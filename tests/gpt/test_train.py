@@ -1,5 +1,6 @@
 """The training program end to end: it learns, resumes to the same bits after any kill, and says what is wrong."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from gpt import data
+from gpt.checkpoint import load_model, newest
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.evaluate import HeldOut
@@ -51,22 +53,29 @@ def runner(tmp_path_factory):
         [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
     )
 
-    def go(run, kill_at=None, after=None, number=signal.SIGKILL):
+    def go(run, kill_at=None, after=None, number=signal.SIGKILL, delay_s=None):
         file = Path(run["out"]).with_suffix(".json")
         file.write_text(json.dumps(run))
         server.stdin.write(json.dumps([str(file), kill_at]) + "\n")
         server.stdin.flush()
-        return finish(int(read()), Path(run["out"]), after, number)
+        return finish(int(read()), Path(run["out"]), after, number, delay_s)
 
     def read():
         while not (line := server.stdout.readline()).strip().lstrip("-").isdigit():
             assert line, "the runner died"
         return line
 
-    def finish(child, out, after, number):
+    def finish(child, out, after, number, delay_s):
         if after is not None:
             wait_for_step(out / "logs" / "metrics.jsonl", after)
             os.kill(child, number)
+        if delay_s is not None:
+            time.sleep(delay_s)
+            with contextlib.suppress(ProcessLookupError):  # it may have come to its end
+                os.kill(child, signal.SIGSTOP)  # so that it is known which step it was in
+                go.journalled = max(journal(out), default=0)
+                os.kill(child, number)
+                os.kill(child, signal.SIGCONT)
         return int(read())
 
     yield go
@@ -81,13 +90,22 @@ def wait_for_step(journal, step):
         time.sleep(0.001)
 
 
+def journal(out):
+    """Step to values, floats as hex, without times and speeds; a line that is still being written is left out."""
+    file = Path(out) / "logs" / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {step: {k: float(v).hex() for k, v in values.items() if k[:4] != "perf"} for _, step, values in whole}
+
+
 def payload(out):
     """Digest of every file of a finished Checkpoint; the journal without its times and speeds."""
     files = [path for path in sorted(Path(out).rglob("*")) if path.is_file() and "logs" not in path.parts]
     digests = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    lines = [json.loads(line) for line in (Path(out) / "logs" / "metrics.jsonl").read_text().splitlines()]
-    losses = [(step, {k: v.hex() for k, v in values.items() if k[:4] != "perf"}) for _, step, values in lines]
-    return digests, losses
+    return digests, [
+        (step, {k: v for k, v in values.items() if k != "train/damaged_checkpoints"})
+        for step, values in journal(out).items()
+    ]
 
 
 def test_it_learns_and_leaves_a_whole_checkpoint(make_run, capsys):
@@ -149,6 +167,82 @@ def test_after_signals_at_random_steps_the_same_bits_come_out(make_run, runner):
         assert runner(again) == 0
         assert payload(again["out"]) == expected
     assert codes == {143, -9}, f"exit codes {codes}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_after_20_kills_and_20_signals_at_any_time_the_same_bits_come_out(make_run, runner, precision):
+    how = {"steps": 250, "checkpoint_every": 9, "eval_every": 40, "sample_every": 70, "optimizer": "muon"}
+    run = make_run(out="whole", precision=precision, **how)  # the model has dropout
+    assert runner(run) == 0
+    expected, steps = payload(run["out"]), journal(run["out"])
+    dice, left, codes, again = random.Random(0), [signal.SIGKILL, signal.SIGTERM] * 20, [], None
+    dice.shuffle(left)
+    while left:
+        if again is None:
+            again = make_run(out=f"again{len(left)}", precision=precision, **how)
+        codes.append(runner(again, number=left[-1], delay_s=dice.uniform(0, 1.5)))
+        for step, values in journal(again["out"]).items():
+            assert values == steps[step], f"step {step} after {len(codes)} runs"
+        if codes[-1] == 143:
+            newest = max(Path(again["out"]).glob("checkpoints/step-*"))
+            assert int(newest.name[5:]) <= runner.journalled + 1, "one step more than there were, at most"
+        if codes[-1] == 0:
+            assert payload(again["out"]) == expected
+            again = None
+        else:
+            left.pop()
+    assert again is None or runner(again) == 0
+    assert again is None or payload(again["out"]) == expected
+    assert {143, -9} <= set(codes) <= {143, -9, -15, 0}, f"exit codes {codes}"  # -15: before it could take a signal
+    assert codes.count(-15) <= 5, f"exit codes {codes}"
+
+
+SAVER = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from gpt.checkpoint import Training, save
+from gpt.config import ModelConfig
+from gpt.guard import Guard
+from gpt.model import GPT
+
+root, model = Path(sys.argv[1]), GPT(ModelConfig(depth=2, width=64, heads=2, context=8), 5000)
+made = Training(model, [], Guard("cpu"), {"step": 0, "tokens": 0, "detour": 0})
+for line in sys.stdin:                # a fork that saves step after step and tells each; it has some time
+    first, life_s = line.split()
+    told, tell = os.pipe()
+    if (child := os.fork()) == 0:
+        for step in range(int(first), 1000):
+            torch.nn.init.constant_(model.wte.weight, step)
+            made.state["step"] = step
+            save(root, made, keep=2)
+            os.write(tell, step.to_bytes(2, "little"))
+    time.sleep(float(life_s))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(tell)
+    with open(told, "rb") as done:
+        print(int.from_bytes(done.read()[-2:], "little"), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_100_kills_while_saving_never_cost_the_checkpoint_before(tmp_path):
+    command = [sys.executable, "-c", SAVER, str(tmp_path)]
+    dice, done, there = random.Random(0), 0, set()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as saver:
+        for _ in range(100):
+            print(done + 1, dice.uniform(0.002, 0.1), file=saver.stdin, flush=True)
+            done = max(done, int(saver.stdout.readline()))
+            before, found = {path.name for path in tmp_path.glob("step-*")}, newest(tmp_path)
+            step = int(found.name[5:]) if found else 0
+            assert step in (done, done + 1), f"step {done} had been saved, step {step} was found"
+            assert before == {path.name for path in tmp_path.glob("step-*")}, "nothing that has a name is damaged"
+            assert not step or load_model(found).wte.weight.eq(step).all()
+            done, there = step, there | {step}
+        saver.stdin.close()
+    assert len(there) > 10, f"steps {there}"
 
 
 def test_the_newest_checkpoint_damaged_the_one_before_gives_the_same_bits(make_run, runner):
