@@ -161,8 +161,9 @@ def _released(saved: Any, specials: Collection[str]) -> dict[bytes, int]:
     kinds = {"model": model["type"], "last step": last["type"], "normalizer": (saved["normalizer"] or {}).get("type")}
     if kinds not in [{"model": "BPE", "last step": "ByteLevel", "normalizer": name} for name in (None, "NFC")]:
         raise ValueError(f"not byte-level BPE: {kinds}")
-    if last["add_prefix_space"]:
-        raise ValueError("it adds a blank before each text")
+    cuts = last is steps or (len(steps["pretokenizers"]) == 2 and steps["pretokenizers"][0]["behavior"] == "Isolated")
+    if last["add_prefix_space"] or not cuts or last.get("use_regex", True) != (last is steps):
+        raise ValueError(f"it cuts text in another way: {steps}")
     bytes_of = {letter: byte for byte, letter in LETTERS.items()}
     named = {token: n for token, n in model["vocab"].items() if token not in specials}
     ranks = {bytes(bytes_of[letter] for letter in token): n for token, n in named.items()}

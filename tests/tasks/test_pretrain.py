@@ -98,6 +98,8 @@ def test_a_released_tokenizer_keeps_every_id_and_gains_the_chat_tokens(released,
         (lambda saved: saved["model"]["merges"].reverse(), "its merges are in another order than its ids"),
         (lambda saved: saved["model"].update(type="Unigram"), "not byte-level BPE: {'model': 'Unigram'"),
         (lambda saved: saved.update(normalizer={"type": "Lowercase"}), "'normalizer': 'Lowercase'"),
+        (lambda saved: saved["pre_tokenizer"].update(add_prefix_space=True), "it cuts text in another way"),
+        (lambda saved: saved["pre_tokenizer"].update(use_regex=False), "it cuts text in another way"),
     ],
 )
 def test_a_tokenizer_that_works_otherwise_is_refused_in_one_line(change, words, tmp_path):
