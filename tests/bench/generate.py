@@ -1,6 +1,6 @@
 """Generated tokens a CPU second: gpt/generate.py beside nanoGPT's model.generate and transformers' generate.
 
-`python tests/bench/generate.py [--nanogpt DIR] [--rounds N] [--large] [--quality SHARDS]`: DIR is a checkout of nanoGPT,
+`python tests/bench/generate.py [--nanogpt DIR] [--rounds N] [--large]`: DIR is a checkout of nanoGPT,
 whose model.py itself is run. All sides have the same random weights, one thread, prompts of one token, and take turns;
 the table has the medians of process CPU seconds. `--large` adds GPT-2 124M (a minute a round, nanoGPT's side once), in
 float32 and bfloat16. nanoGPT and we write 200 tokens (100 at 124M), past the context if need be; transformers as many
@@ -10,6 +10,7 @@ as GPT-2's positions allow, and we as many beside it. Greedy tokens of transform
 
 import argparse
 import importlib.util
+import itertools
 import math
 import os
 import statistics
@@ -90,7 +91,7 @@ def compare(case: str, model: GPT, rows: int, count: int, args: argparse.Namespa
         line(f"{case}, top-k: transformers {weights}", rows * inside, *timed(drawn, args.rounds)[0])
         seconds, (judged, said) = timed(greedy, args.rounds)
         line(f"{case}, greedy: transformers {weights}", rows * inside, *seconds)
-        same = sum(a == b for a, b in zip(judged[:, 1:].flatten().tolist(), sum(said, []), strict=True))
+        same = sum(a == b for a, b in zip(judged[:, 1:].flatten().tolist(), itertools.chain(*said), strict=True))
         print(f"    greedy tokens equal to transformers': {same} of {rows * inside}")
         if weights == "bfloat16":
             small = Decoder(model, "int8")
@@ -131,7 +132,8 @@ def hugging_face(model: GPT) -> Any:
 def nano_model(folder: Path, model: GPT) -> Any:
     """The same model as nanoGPT's."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     c = model.config
@@ -157,7 +159,10 @@ def quality(checkpoint: Path, shards: Path, rows: int = 32) -> None:
         cache = decoder.cache(len(x_BT), model.config.context)
         decoder.read([[]] * len(x_BT), cache)
         logits = [decoder.step(ids_B, cache) for ids_B in x_BT.T]
-        nats = [torch.nn.functional.cross_entropy(one, y_B, reduction="none") for one, y_B in zip(logits, y_BT.T)]
+        nats = [
+            torch.nn.functional.cross_entropy(one, y_B, reduction="none")
+            for one, y_B in zip(logits, y_BT.T, strict=True)
+        ]
         scores = {name: value for name, value, _ in text.scores(torch.stack(nats, 1).double().numpy())}
         print(
             f"{weights:10}{scores['bpb']:.4f} bits per byte, loss {scores['loss']:.4f} ({math.e ** scores['loss']:.2f})"
