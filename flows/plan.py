@@ -32,6 +32,8 @@ from tasks.trainer import ENVIRONMENT, gpus, ranks
 
 MEMORY_GB = {"A100": 80, "L40S": 48, "H100": 80, "H200": 141, "B200": 180, "RTX4090": 24}
 """Of the GPUs in PEAK_TFLOPS, in their larger form."""
+MACHINE = 8
+"""GPUs of a machine; between them a model is sharded, if that is enough."""
 GPU_SHARE = 0.4
 """Share of the peak that training reaches: nanochat 0.41 to 0.50, llm.c 0.40 (124M) to 0.50 (1558M) on H100."""
 BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.9, "characters": 1.0}
@@ -199,12 +201,13 @@ def shares(p: PretrainConfig, model: ModelConfig, vocab: int, number: int, kind:
     """What each GPU has in memory, whether all of the weights or a part, and how many rows it reads at once."""
     size, has = model.products(vocab) + model.lookups(vocab), MEMORY_GB[kind] * 1e9
     cut = number > 1 and too_large(size, has)
-    states, row, most = 16 * size / (number if cut else 1), model.activations(2, scores=False), p.batch // number
+    parts = min(number, MACHINE) if not too_large(size // min(number, MACHINE), has) else number
+    states, row, most = 16 * size / (parts if cut else 1), model.activations(2, scores=False), p.batch // number
     fits = int((has - states) / 2 / row)
     rows = p.micro_batch or max([n for n in range(1, most + 1) if most % n == 0 and n <= fits], default=1)
     # beside these are the head's logits, or, when held-out data are read, the whole model in bfloat16
     peak = states + max(rows * row + LOGITS_BYTES, 2 * size * cut)
-    how = "a part of weights and optimiser each (FSDP2)" if cut else "all of weights and optimiser each (DDP)"
+    how = f"1/{parts} of weights and optimiser each (FSDP2)" if cut else "all of weights and optimiser each (DDP)"
     told = f"{peak / 1e9:,.1f} of {MEMORY_GB[kind]} GB" + (f" on each of {number} GPUs, {how}" if number > 1 else "")
     told += f", {rows} rows of {model.context:,} at once"
     if peak > has:

@@ -88,15 +88,22 @@ def cut(tensor: Tensor) -> "TypeGuard[DTensor]":
     return hasattr(tensor, "full_tensor")
 
 
-def shard(model: GPT, device: str, compute: torch.dtype | None) -> None:
-    """Cut all weights, by rows, into parts for the ranks: a block is put together where it is used.
+def local() -> int:
+    """How many ranks share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def shard(model: GPT, device: str, compute: torch.dtype | None, parts: int) -> None:
+    """Cut all weights, by rows, into parts for so many ranks: a block is put together where it is used.
 
     Blocks travel in the dtype of the computation. The embeddings, of which a sum of many gradients is taken, do not.
+    Fewer parts than ranks, those of a machine, are there several times: then only gradients go between machines.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.partition(":")[0], (world(),))
+    shape = (world(),) if parts == world() else (world() // parts, parts)
+    mesh = init_device_mesh(device.partition(":")[0], shape, mesh_dim_names=("copies", "parts")[-len(shape) :])
     travels = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute else None
     for block in model.h:
         fully_shard(block, mesh=mesh, mp_policy=travels or MixedPrecisionPolicy())
@@ -135,6 +142,11 @@ def whole(model: nn.Module) -> Generator[None]:
 def plain(tensor: Tensor) -> Tensor:
     """All of a tensor, of which ranks may hold parts; all must ask."""
     return tensor.full_tensor() if cut(tensor) else tensor
+
+
+def own(tensor: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if cut(tensor) else tensor
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:

@@ -106,14 +106,14 @@ class Trainer:
         c = self.config
         self.report.begin(self.device, self.damaged)
         while (step := self.state["step"] + 1) <= c.steps:
-            numbers, stopped = self._update(step), dist.total(stop.is_set()) > 0
-            last = step == c.steps
+            numbers, last = self._update(step), step == c.steps
             if (step % IN_A_ROW == 0 or last) and self.guard.stuck():
                 self._rewind(step)
                 continue
             self.report.step(step, numbers)
             if c.sample_every and step % c.sample_every == 0:
                 self._sample(step)
+            stopped = dist.total(stop.is_set()) > 0
             due = stopped or step % c.checkpoint_every == 0
             if last or (due and not self.guard.in_a_row):  # among bad steps there is no place to rewind to
                 self._save(needed=stopped or last)
@@ -175,7 +175,8 @@ def spread(model: GPT, run: dict[str, Any], config: TrainConfig, device: str) ->
     model.compute = torch.bfloat16 if precise == "bfloat16" else None
     size = sum(p.numel() for p in model.parameters())
     how = run.get("shard", "auto")
-    cut = ranks > 1 and (how == "on" or (how == "auto" and too_large(size, device_bytes(device))))
+    memory, here = device_bytes(device), dist.local()
+    cut = ranks > 1 and (how == "on" or (how == "auto" and too_large(size, memory)))
     if config.batch % ranks:
         raise UserError(
             f"batch={config.batch} is no multiple of {ranks} ranks; try {-(-config.batch // ranks) * ranks}"
@@ -187,7 +188,7 @@ def spread(model: GPT, run: dict[str, Any], config: TrainConfig, device: str) ->
         raise UserError(f"{what}; set optimizer=adamw with a rate for it, or shard=off")
     if not cut:
         return model.to(device)
-    dist.shard(model, device, model.compute)
+    dist.shard(model, device, model.compute, parts=ranks if too_large(size // here, memory) else here)
     return model
 
 

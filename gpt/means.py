@@ -39,9 +39,8 @@ def pays(model: GPT, config: TrainConfig) -> bool:
 def micro_batch(model: GPT, config: TrainConfig, precise: str) -> int:
     """The largest divisor of the batch whose activations should fit into half of what memory is free now."""
     row = model.config.activations(2 if precise == "bfloat16" else 4, scores=not model.wte.weight.is_cuda)
-    here, ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), dist.world() if dist.sharded(model) else 1
-    free = torch.cuda.mem_get_info()[0] if model.wte.weight.is_cuda else available_bytes() // here
-    states = 12 * sum(p.numel() for p in model.parameters()) // ranks  # gradients and two moments are still to come
+    free = torch.cuda.mem_get_info()[0] if model.wte.weight.is_cuda else available_bytes() // dist.local()
+    states = 12 * sum(dist.own(p).numel() for p in model.parameters())  # gradients and two moments are still to come
     fits = max(1, int((free - states) / 2 / row))
     return max(rows for rows in range(1, config.batch + 1) if config.batch % rows == 0 and rows <= fits)
 
@@ -70,8 +69,7 @@ def device_bytes(device: str) -> int:
     """What the GPU has, or this machine for each rank on it, used or not."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info()[1]
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // here
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // dist.local()
 
 
 def available_bytes() -> int:

@@ -48,7 +48,7 @@ def test_what_takes_more_than_half_of_a_gpu_is_sharded():
     model = ModelConfig(depth=40, context=4096)
     small, large = (shares(fitted(model, optimizer="adamw"), model, 50_257, 8, kind) for kind in ("H200", "L40S"))
     assert "each of 8 GPUs, all of weights and optimiser each (DDP)" in small
-    assert "each of 8 GPUs, a part of weights and optimiser each (FSDP2)" in large
+    assert "each of 8 GPUs, 1/8 of weights and optimiser each (FSDP2)" in large
     assert "muon" not in large
     said = shares(fitted(model), model, 50_257, 8, "L40S")
     assert said.endswith("; muon needs whole matrices: set pretrain.optimizer=adamw and a rate for it")

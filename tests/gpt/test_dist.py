@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,12 +54,12 @@ def go(tmp_path):
     driver.write_text(DRIVER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
 
-    def go(run, world=2, launcher="gpt.dist", restarts=0, start=subprocess.run, **how):
+    def go(run, world=2, launcher="gpt.dist", restarts=0, start=subprocess.run, meet=("--standalone",), **how):
         out = Path(run["out"])
         file, log = out.with_suffix(".json"), out.with_suffix(".log")
         file.write_text(json.dumps(run))
         how["once"] = str(out.with_suffix(f".signal{how.get('at')}"))
-        ranks = [f"--nproc-per-node={world}", f"--max-restarts={restarts}", "--standalone"]
+        ranks = [f"--nproc-per-node={world}", f"--max-restarts={restarts}", *meet]
         program = [str(driver), str(file), json.dumps(how)]
         command = [sys.executable, *(["-m", launcher, *ranks] if world > 1 else []), *program]
         with log.open("a") as said:
@@ -120,6 +121,22 @@ def test_so_they_have_in_float32_and_where_ranks_have_different_numbers_of_targe
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shard", ["off", "on"])
+def test_two_machines_of_two_ranks_have_the_losses_of_one_and_weights_in_halves_twice(same_run, go, shard):
+    one, four = same_run(out="one", steps=20), same_run(out="four", steps=20, shard=shard)
+    assert go(one, 1, dtype="float64").returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = ("--nnodes=2", "--master-addr=127.0.0.1", f"--master-port={free.getsockname()[1]}")
+    machines = [
+        go(four, 2, TORCHRUN, 0, subprocess.Popen, (*meet, f"--node-rank={n}"), dtype="float64") for n in (0, 1)
+    ]
+    assert [machine.wait(200) for machine in machines] == [0, 0], Path(four["out"]).with_suffix(".log").read_text()
+    assert farthest(one, four) < 1e-12
+    assert json.loads((Path(four["out"]) / "logs" / "numerics.json").read_text())["ranks"] == 4
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_two_shards(same_run, go):
     whole, run = same_run(out="whole", steps=20), same_run(out="again", steps=20)
     assert go(whole, 1, dtype="float64").returncode == 0
@@ -127,7 +144,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_two_shards(same_run
     for world, at, shard in ((2, [7, "1"], "off"), (1, [11, "0"], "off"), (2, [15, "0"], "on")):
         done = go(run | {"shard": shard}, world, at=at, signal=signal.SIGTERM, dtype="float64")
         assert done.returncode == 143, "one rank was told to stop: all do, at the same step"
-        assert max(path.name for path in checkpoints.iterdir()) == f"step-{at[0] + 1:08d}"
+        assert max(path.name for path in checkpoints.iterdir()) == f"step-{at[0]:08d}"
     assert go(run, 2, dtype="float64").returncode == 0
     assert farthest(whole, run) < 1e-12
     states = [json.loads((Path(r["out"]) / "state.json").read_text()) for r in (whole, run)]
