@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt import kernels
 from gpt.config import ModelConfig
 from gpt.crossentropy import costs, summed_cost
 
@@ -28,9 +29,9 @@ class Where:
             same_B1TT = document_BT[:, None, :, None] == document_BT[:, None, None, :]
             self.mask_B1TT = same_B1TT & (self.at_BT <= self.at_BT[0, :, None])
             self.at_BT = self.at_BT - (begins_BT * self.at_BT).cummax(1).values
-        elif plain(ids_BT, dtype):
+        elif kernels.better(ids_BT.device, dtype):
             self.mask_B1TT = torch.ones(1, 1, time, time, dtype=torch.bool).tril()
-        if self.mask_B1TT is not None and plain(ids_BT, dtype):
+        if self.mask_B1TT is not None and kernels.better(ids_BT.device, dtype):
             self.mask_B1TT = torch.zeros(self.mask_B1TT.shape, dtype=dtype).masked_fill(~self.mask_B1TT, -1e30)
         if config.family == "modern":
             angles_BT1D = angles(config, self.at_BT[..., None])
@@ -48,11 +49,6 @@ def angles(config: ModelConfig, at: Tensor) -> Tensor:
     """By how much RoPE turns each pair of channels at each place: [..., D], both halves alike."""
     powers_D = torch.arange(0, config.head_dim, 2, device=at.device).float() / config.head_dim
     return at[..., None].float() * (1 / config.rope_theta**powers_D).repeat(2)
-
-
-def plain(ids_BT: Tensor, dtype: torch.dtype) -> bool:
-    """Whether attention is written out: in bfloat16 on a CPU, where torch's own backward takes 3 times as long."""
-    return dtype == torch.bfloat16 and ids_BT.device.type == "cpu"
 
 
 class Linear(nn.Linear):
@@ -74,6 +70,8 @@ class RMSNorm(nn.RMSNorm):
     """The modern norm, likewise."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels.better(x.device, x.dtype):
+            return kernels.RMSNorm.apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -93,20 +91,11 @@ class Attention(nn.Module):
         q_BTHD, k_BTGD = where.rotate(self.q_norm(heads[0])), where.rotate(self.k_norm(heads[1]))
         q, k, v = (part.transpose(1, 2) for part in (q_BTHD, k_BTGD, heads[2]))
         if mask is not None and mask.dtype == x_BTC.dtype:
-            y_BHTD = attend(q, k, v, mask, p)
+            y_BHTD = kernels.attend(q, k, v, mask, p)
         else:
             grouped = c.kv_heads != c.heads
             y_BHTD = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None, enable_gqa=grouped)
         return self.proj(y_BHTD.transpose(1, 2).flatten(2))
-
-
-def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_B1TT: Tensor, dropout: float) -> Tensor:
-    """softmax(q k' / sqrt(D) + mask) v, written out; the heads of a group lie below each other: nothing is copied."""
-    (rows, heads, time, dim), groups = q_BHTD.shape, k_BGSD.shape[1]
-    q_BGtD = (q_BHTD * dim**-0.5).reshape(rows, groups, -1, dim)
-    scores_BHTS = (q_BGtD @ k_BGSD.mT).view(rows, heads, time, -1) + mask_B1TT
-    share_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout)
-    return (share_BHTS.view(rows, groups, heads // groups * time, -1) @ v_BGSD).view(rows, heads, time, dim)
 
 
 class MLP(nn.Module):
