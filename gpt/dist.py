@@ -122,9 +122,12 @@ def _replica(model: GPT) -> nn.Module:
 
 
 def syncing(model: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Around forward and backward of a micro-batch: whether the ranks' gradients are brought together after it."""
+    """Around forward and backward of a micro-batch: whether the ranks' gradients are brought together after it.
+
+    A sharded model's always are within the machine: whole gradients would take four bytes a parameter on every GPU.
+    """
     if sharded(model):
-        model.set_requires_gradient_sync(now)
+        model.set_requires_all_reduce(now)
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not now else nullcontext()
 
 
@@ -152,7 +155,7 @@ def own(tensor: Tensor) -> Tensor:
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
     """Of a tensor that every rank has, the part that this rank holds of `like`."""
     if not cut(like) or tensor.shape != like.shape:
-        return tensor
+        return tensor.to(like.device)
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

@@ -67,9 +67,9 @@ class NextToken:
         """The mean loss over all targets of all ranks' rows, `micro_batch` of them at a time."""
         begin, ranks = time.perf_counter(), dist.world()
         read = self.data.batch(self.config.seed, step, self.config.batch, dist.rank(), ranks)
-        targets = dist.total(int((read[1] != IGNORED).sum()) if len(read) > 1 else read[0][:, 1:].size)
-        batch = on(self.model, read)
+        batch, own = on(self.model, read), int((read[1] != IGNORED).sum()) if len(read) > 1 else read[0][:, 1:].size
         self.waited_s += time.perf_counter() - begin
+        targets = dist.total(own)
         learner, total = dist.learner(self.model), torch.zeros((), device=batch[1].device)
         parts = list(zip(*(part.split(self.config.micro_batch or self.config.batch) for part in batch), strict=True))
         for number, (x, y, *document) in enumerate(parts, 1):

@@ -101,6 +101,7 @@ def program(module: str, out: Path, run: dict[str, Any], processes: int = 1) -> 
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"out": str(out), **run, **means}, indent=1))
     many = ["-m", "gpt.dist", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={RESTARTS}"]
+    many.append("--shutdown-timeout=90")  # seconds for a checkpoint; infra/slurm/train.sbatch gives 100
     more = {"OMP_NUM_THREADS": str(means["threads"])} if processes > 1 else {}
     launch([sys.executable, *(many if more else []), "-m", module, str(file)], more)
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_a_cancelled_stage_of_two_processes_leaves_a_checkpoint(fit, tmp_path, m
     assert len(list((tmp_path / "out" / "checkpoints").glob("step-*"))) == 1
 
 
-def test_torchrun_told_to_stop_is_one_line_and_a_rerun_goes_on(fit, tmp_path, monkeypatch):
+def test_torchrun_told_to_stop_is_one_line_and_what_goes_on_by_hand_is_found_by_a_rerun(fit, tmp_path, monkeypatch):
     said = []
 
     def end(line):
@@ -76,8 +77,12 @@ def test_torchrun_told_to_stop_is_one_line_and_a_rerun_goes_on(fit, tmp_path, mo
         fit(100)
     steps = [int(path.name[5:]) for path in (tmp_path / "out" / "checkpoints").iterdir()]
     assert 0 < steps[0] < 100
-    fit(100)
-    assert any(f", from step {steps[0]} to 100" in line for line in said), said
+    by_hand = [sys.executable, "-m", "gpt.train", str(tmp_path / "out" / "logs" / "run.json")]
+    told = subprocess.run(by_hand, capture_output=True, text=True, check=True).stdout
+    assert f", from step {steps[0]} to 100" in told
+    said.clear()
+    assert "val/bpb" in fit(100)
+    assert not any(line.startswith("step ") for line in said), said
     assert (tmp_path / "out" / "state.json").exists()
 
 
