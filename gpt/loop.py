@@ -27,7 +27,7 @@ from gpt.generate import generate, pick_device
 from gpt.guard import IN_A_ROW, Guard
 from gpt.hf import fingerprint, origin, start_from
 from gpt.hfconfig import config_in
-from gpt.means import device_bytes, micro_batch, pays, precision
+from gpt.means import device_bytes, micro_batch, pays, precision, repeatable
 from gpt.model import GPT
 from gpt.objectives import NextToken, Objective, Preference
 from gpt.optim import course, groups, optimizers, update
@@ -70,6 +70,7 @@ class Trainer:
         out, self.device = Path(run["out"]), device
         sizes = sizes_of(run)
         self.config = settings(**run["train"]).fitted(*sizes)
+        repeatable(device, self.config.deterministic)
         self.checkpoints, self.tokenizer = out / "checkpoints", Tokenizer.load(Path(run["tokenizer"]))
         state = first_state(run, self.config, self.tokenizer)
         torch.manual_seed(self.config.seed)

@@ -1,6 +1,6 @@
 """What this machine offers a training: bfloat16, a compiler, memory, and how many FLOP/s its matrix products reach.
 
-In: a device, a model, its `TrainConfig`. Out: precision, whether to compile, micro-batch, ceilings.
+In: a device, a model, its `TrainConfig`. Out: precision, whether to compile, micro-batch, ceilings, exactness.
 """
 
 import os
@@ -26,6 +26,13 @@ def precision(device: str) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if fast else "float32"
+
+
+def repeatable(device: str, wanted: bool) -> None:
+    """From here on the same bits each time, on a GPU too, if that is wanted; a CPU gives them anyway."""
+    if device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product
+        torch.use_deterministic_algorithms(wanted)
 
 
 def pays(model: GPT, config: TrainConfig) -> bool:

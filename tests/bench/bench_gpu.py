@@ -1,6 +1,6 @@
 """Training on one GPU: tokens a second, their share of what the GPU can do, memory; beside nanoGPT's own train.py.
 
-`PYTHONPATH=. python tests/bench/bench_gpu.py [--nanogpt DIR] [--only NAME ...] [--steps N] [--out FILE]`
+`PYTHONPATH=. python tests/bench/bench_gpu.py [--nanogpt DIR] [--only NAME ...] [--attention flash] [--out FILE]`
 
 Needs torch 2.11 or later and numpy, and of this project `gpt/` alone. Every model is trained in a process of its own on
 random tokens, by the parts that gpt/loop.py trains with: bfloat16 over float32 weights, compiled blocks, cross-entropy
@@ -57,6 +57,7 @@ class Bench:
         model = ModelConfig(**shape)
         rows, kind = (asked.tokens or tokens) // model.context, "adamw" if model.family == "gpt2" else "muon"
         config = PretrainConfig(steps=10_000, batch=rows, micro_batch=asked.rows, optimizer=kind)
+        attend_by(asked.attention)
         torch.manual_seed(0)
         with torch.device(asked.device):
             self.model = GPT(model, VOCAB).train()
@@ -95,6 +96,15 @@ class Bench:
         return time.perf_counter()
 
 
+def attend_by(wanted: str) -> None:
+    """Leave torch one kernel of attention, unless it is to choose: on a Hopper GPU with a recent cuDNN it takes that."""
+    if wanted != "auto":
+        torch.backends.cuda.enable_flash_sdp(wanted == "flash")
+        torch.backends.cuda.enable_cudnn_sdp(wanted == "cudnn")
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_math_sdp(False)
+
+
 def ours(name: str, asked: argparse.Namespace) -> dict[str, object]:
     """Train one of MODELS and say how fast that went."""
     began = time.perf_counter()
@@ -115,7 +125,12 @@ def ours(name: str, asked: argparse.Namespace) -> dict[str, object]:
     found |= {"peak_tflops": peak / 1e12, "gemm_tflops": round(gemm / 1e12, 1), "flops_per_token": flops}
     found |= {"memory_gb": round(memory_bytes(asked.device) / 1e9, 2), "step_ms": round(1e3 * step_s, 2)}
     found |= {"parameters": sum(p.numel() for p in bench.model.parameters()), "batch": c.batch, "rows": c.micro_batch}
-    found |= {"optimizer": c.optimizer, "first_step_s": round(ready_s, 1), "steps": asked.steps}
+    found |= {
+        "optimizer": c.optimizer,
+        "attention": asked.attention,
+        "first_step_s": round(ready_s, 1),
+        "steps": asked.steps,
+    }
     found |= {"loss": [round(float(first), 3), round(float(last), 3)], "skipped": int(bench.guard.skipped)}
     counted = torch._dynamo.utils.counters
     found |= {"graphs": counted["stats"]["unique_graphs"], "graph_breaks": sum(counted["graph_break"].values())}
@@ -203,6 +218,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=0, help="tokens a step; 0: as listed")
     parser.add_argument("--rows", type=int, default=0, help="sequences at a time; 0: estimated (nanoGPT: 32)")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--attention", choices=("auto", "flash", "cudnn"), default="auto")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--out", type=Path, help="also write all as one JSON list")
     parser.add_argument("--side", help=argparse.SUPPRESS)

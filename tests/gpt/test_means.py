@@ -82,6 +82,19 @@ def test_compiling_is_for_much_work_and_needs_a_compiler(monkeypatch):
     assert not means.pays(MODEL, long)
 
 
+def test_on_a_gpu_the_same_bits_come_where_that_is_wanted(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    for device, wanted in (("cuda", True), ("cuda:1", False), ("cpu", True)):
+        means.repeatable(device, wanted)
+    assert asked == [True, False]
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "what the user has set stays"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    means.repeatable("cuda", True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 def test_memory_is_what_this_process_had_and_what_the_machine_has_left():
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 10**7 < means.memory_bytes("cpu") < size
