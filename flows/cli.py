@@ -216,7 +216,7 @@ def promote(
 @app.command()
 def sample(
     ref: Ref = "pretrain",
-    start: Annotated[str, Option(help="Text to go on from.")] = "\n",
+    start: Annotated[str, Option(help="Text to go on from, or FILE:path of a file with it.")] = "\n",
     num_samples: Annotated[int, Option(min=1)] = 10,
     max_new_tokens: Annotated[int, Option(min=1)] = 500,
     temperature: Temperature = 0.8,

@@ -8,6 +8,7 @@ fastest, and rows stand aligned at their ends: all write into one slot, and atte
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class Decoder:
         c, dtype = self.config, torch.bfloat16 if cuda and weights == "bfloat16" else model.wte.weight.dtype
         self.wte, self.wpe = model.wte.weight.to(dtype), None if model.wpe is None else model.wpe.weight.to(dtype)
         self.eps, self.turns = self.wte.new_full((), c.eps), None
-        self.blocks = [Layer(block, weights, dtype) for block in model.h if isinstance(block, Block)]
+        self.blocks = [Layer(cast("Block", block), weights, dtype) for block in model.h]
         self.head = product(model.head()[: self.vocab_size], None, model.ln_f, weights, dtype)
         if c.family == "modern":
             angles_S1D = angles(c, torch.arange(c.context, device=self.wte.device)[:, None])
@@ -93,6 +94,7 @@ class Decoder:
         c, device = self.config, self.wte.device
         ids_UT = torch.tensor([[0] * (time - len(row)) + list(row) for row in rows], device=device)
         at_T, mask_U1TT = torch.arange(time, device=device), None
+        in_place = places == source == list(range(len(cache.at_B)))
         begin_U1 = torch.tensor([[time - len(row)] for row in rows], device=device)
         if bool(begin_U1.any()):
             seen_TT, real_U1T = at_T <= at_T[:, None], at_T >= begin_U1[:, None]
@@ -101,8 +103,12 @@ class Decoder:
         for layer, block in enumerate(self.blocks):
             heads_UHTD = self._heads(block, x_NC, turn).view(len(rows), time, -1, c.head_dim).transpose(1, 2)
             q, k, v = heads_UHTD.split((c.heads, c.kv_heads, c.kv_heads), dim=1)
-            for which, part in enumerate((k, v)):
-                cache.kv_L2BGSD[layer, which, :, :, :time][places] = part[source]
+            new_2UGTD = heads_UHTD[:, c.heads :].unflatten(1, (2, c.kv_heads)).transpose(0, 1)
+            store_2BGTD = cache.kv_L2BGSD[layer, :, :, :, :time]
+            if in_place:
+                store_2BGTD.copy_(new_2UGTD)
+            else:
+                store_2BGTD[:, places] = new_2UGTD[:, source]
             if layer + 1 < c.depth:  # of the last block nothing else is wanted
                 grouped = c.heads != c.kv_heads
                 y = F.scaled_dot_product_attention(

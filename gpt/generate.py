@@ -136,16 +136,17 @@ def choose(logits_BV: Tensor, draw_B: Tensor, knobs: Knobs, seen_BV: Tensor | No
     if min_p > 0:
         p_BV = p_BV.masked_fill(p_BV < min_p * p_BV.amax(-1, keepdim=True), 0.0)
     if p_BV.shape[-1] <= 2 * BLOCK:
-        return _reach(p_BV, draw_B * p_BV.sum(-1, dtype=torch.float64))[0]
-    # in two steps, first a block, then in it: a cumulative sum over 50,000 numbers would be a seventh of the time
-    blocks_BNV = F.pad(p_BV, (0, -p_BV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK)).double()
-    sums_BN = blocks_BNV.sum(-1)
-    block_B, left_B = _reach(sums_BN, draw_B * sums_BN.sum(-1))
-    inside_BV = blocks_BNV[torch.arange(len(block_B), device=block_B.device), block_B]
-    return block_B * BLOCK + _reach(inside_BV, left_B)[0]
+        return _reach(p_BV.cumsum(-1, dtype=torch.float64), draw_B[:, None])
+    blocks_BNV = F.pad(p_BV, (0, -p_BV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    sums_BN, rows_B = blocks_BNV.sum(-1, dtype=torch.float64).cumsum(-1), torch.arange(len(p_BV), device=p_BV.device)
+    block_B = _reach(sums_BN, draw_B[:, None])
+    inside_BV = blocks_BNV[rows_B, block_B].cumsum(-1, dtype=torch.float64)
+    left_B = inside_BV[:, -1] - (sums_BN[rows_B, block_B] - draw_B * sums_BN[:, -1])
+    return block_B * BLOCK + _reach(inside_BV, (left_B / inside_BV[:, -1]).clamp(1e-30, 1)[:, None])
 
 
 BLOCK = 256
+"""Large vocabularies are searched block by block: one cumulative sum over 50,000 numbers is a seventh of a token."""
 
 
 def _nucleus(p_BV: Tensor, top_p: float) -> Tensor:
@@ -158,13 +159,9 @@ def _nucleus(p_BV: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(p_BV).scatter(1, order_BK, ranked_BK * (before_BK < top_p))
 
 
-def _reach(p_BV: Tensor, goal_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The first place where the sum of p reaches the goal, never one of probability 0; and the goal there."""
-    sums_BV = p_BV.cumsum(-1, dtype=torch.float64)
-    goal_B1 = goal_B[:, None].minimum(sums_BV[:, -1:])
-    place_B1 = (sums_BV < goal_B1).sum(-1, keepdim=True)
-    before_B1 = sums_BV.gather(1, place_B1) - p_BV.gather(1, place_B1)
-    return place_B1[:, 0], (goal_B1 - before_B1)[:, 0]
+def _reach(sums_BV: Tensor, share_B1: Tensor) -> Tensor:
+    """The first place where a cumulative sum reaches its share, from (0, 1], of all; it adds something, always."""
+    return (sums_BV < share_B1 * sums_BV[:, -1:]).sum(-1)
 
 
 class Speech:

@@ -1,16 +1,16 @@
 """Generated tokens a CPU second: gpt/generate.py beside nanoGPT's model.generate and transformers' generate.
 
-`python tests/bench/generate.py [--nanogpt DIR] [--rounds N] [--large]`: DIR is a checkout of nanoGPT,
-whose model.py itself is run. All sides have the same random weights, one thread, prompts of one token, and take turns;
-the table has the medians of process CPU seconds. `--large` adds GPT-2 124M (a minute a round, nanoGPT's side once), in
+`python tests/bench/generate.py [--nanogpt DIR] [--rounds N] [--large]`: DIR is a checkout of nanoGPT, whose model.py
+itself is run. All sides have the same random weights, one thread, prompts of one token, and take turns; the table has
+tokens a CPU second by the median of the rounds. `--large` adds GPT-2 124M (a minute a round, nanoGPT's side once), in
 float32 and bfloat16. nanoGPT and we write 200 tokens (100 at 124M), past the context if need be; transformers as many
-as GPT-2's positions allow, and we as many beside it. Greedy tokens of transformers and ours are compared.
+as GPT-2's positions allow, and we as many beside it. Greedy tokens are compared.
 `--quality CHECKPOINT SHARDS` prints held-out bits per byte of a checkpoint as float32, bfloat16 and int8 weights.
 """
 
 import argparse
+import functools
 import importlib.util
-import itertools
 import math
 import os
 import statistics
@@ -49,7 +49,7 @@ def main() -> None:
     torch.manual_seed(0)
     if args.quality:
         return quality(*args.quality)
-    print(f"{'case':38}{'peer':>10}{'ours':>10}{'ratio':>8}   tokens a CPU second")
+    print(f"{'tokens a CPU second':66}{'peer':>10}{'ours':>10}{'ratio':>8}")
     for context in (64, 256):
         model = random_model(ModelConfig(context=context, **SMALL), 65)
         for rows in (1, 10):
@@ -70,33 +70,45 @@ def random_model(config: ModelConfig, vocab_size: int) -> GPT:
 def compare(case: str, model: GPT, rows: int, count: int, args: argparse.Namespace) -> None:
     """The lines of one case."""
     prompts, start = [[1]] * rows, torch.ones(rows, 1, dtype=torch.long)
-    inside = min(count, model.config.context - 1)
-    draw = {"temperature": 0.8, "top_k": 50}
+    large, inside = model.config.width > 256, min(count, model.config.context - 1)
+    draw: dict[str, Any] = {"temperature": 0.8, "top_k": 50}
+    float32 = Decoder(model)
+
+    def write(decoder: GPT | Decoder, tokens: int, **how: Any) -> Side:
+        return lambda: generate(decoder, prompts, tokens, **how)
+
     if args.nanogpt:
         nano = nano_model(args.nanogpt, model)
-        sides = [lambda: nano.generate(start, count, **draw), lambda: generate(model, prompts, count, **draw)]
-        line(f"{case}, top-k: nanoGPT", rows * count, *timed(sides, 1 if count == 100 else args.rounds)[0])
-    for weights in ("float32", "bfloat16") if model.config.width > 256 else ("float32",):
-        theirs = hugging_face(model).to(getattr(torch, weights))
-        ours = Decoder(model, weights)
-        shared = {"attention_mask": torch.ones_like(start), "max_new_tokens": inside, "min_new_tokens": inside}
-        drawn = [
-            lambda: theirs.generate(start, do_sample=True, **draw, **shared),  # noqa: B023 (called at once)
-            lambda: generate(ours, prompts, inside, **draw),  # noqa: B023 (called at once)
-        ]
-        greedy = [
-            lambda: theirs.generate(start, do_sample=False, **shared),  # noqa: B023 (called at once)
-            lambda: generate(ours, prompts, inside, temperature=0),  # noqa: B023 (called at once)
-        ]
+        sides = [lambda: nano.generate(start, count, **draw), write(model, count, **draw)]
+        if not large:
+            sides.append(write(Decoder(model, "int8"), count, **draw))
+        (theirs_s, *ours_s), _ = timed(sides, 1 if large else args.rounds)
+        for weights, taken_s in zip(("float32", "int8"), ours_s, strict=False):
+            line(f"{case}, top-k: nanoGPT, ours {weights}", rows * count, theirs_s, taken_s)
+    for weights in ("float32", "bfloat16") if large else ("float32",):
+        judge, ours = hugging_face(model).to(getattr(torch, weights)), Decoder(model, weights)
+
+        def ask(judge: Any = judge, **how: Any) -> Any:
+            tokens = {"max_new_tokens": inside, "min_new_tokens": inside}
+            return judge.generate(start, attention_mask=torch.ones_like(start), **tokens, **how)[:, 1:].tolist()
+
+        drawn = [functools.partial(ask, do_sample=True, **draw), write(ours, inside, **draw)]
         line(f"{case}, top-k: transformers {weights}", rows * inside, *timed(drawn, args.rounds)[0])
-        seconds, (judged, said) = timed(greedy, args.rounds)
+        greedy = [functools.partial(ask, do_sample=False), write(ours, inside, temperature=0)]
+        seconds, said = timed(greedy, args.rounds)
         line(f"{case}, greedy: transformers {weights}", rows * inside, *seconds)
-        same = sum(a == b for a, b in zip(judged[:, 1:].flatten().tolist(), itertools.chain(*said), strict=True))
-        print(f"    greedy tokens equal to transformers': {same} of {rows * inside}")
-        if weights == "bfloat16":
-            small = Decoder(model, "int8")
-            seconds, _ = timed([greedy[1], lambda: generate(small, prompts, inside, temperature=0)], args.rounds)  # noqa: B023
-            line(f"{case}, greedy: int8 beside our bfloat16", rows * inside, *seconds)
+        right = write(float32, inside, temperature=0)()
+        kept = [sum(map(common, rows_said, right)) for rows_said in said]
+        print(f"    as our float32's greedy up to a row's first difference: theirs {kept[0]}, ours {kept[1]}"
+              f" of {rows * inside} tokens")  # fmt: skip
+    if large:
+        sides = [greedy[1], write(Decoder(model, "int8"), inside, temperature=0)]
+        line(f"{case}, greedy: our bfloat16, our int8", rows * inside, *timed(sides, args.rounds)[0])
+
+
+def common(one: list[int], other: list[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
 
 
 def timed(sides: list[Side], rounds: int) -> tuple[list[float], list[Any]]:
@@ -113,7 +125,7 @@ def timed(sides: list[Side], rounds: int) -> tuple[list[float], list[Any]]:
 
 def line(what: str, tokens: int, peer_s: float, ours_s: float) -> None:
     """One line of the table."""
-    print(f"{what:62}{tokens / peer_s:>10,.1f}{tokens / ours_s:>10,.1f}{peer_s / ours_s:>8.2f}", flush=True)
+    print(f"{what:66}{tokens / peer_s:>10,.1f}{tokens / ours_s:>10,.1f}{peer_s / ours_s:>8.2f}", flush=True)
 
 
 def hugging_face(model: GPT) -> Any:
