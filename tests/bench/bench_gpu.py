@@ -97,7 +97,7 @@ class Bench:
 
 
 def attend_by(wanted: str) -> None:
-    """Leave torch one kernel of attention, unless it is to choose: on a Hopper GPU with a recent cuDNN it takes that."""
+    """Leave torch one kernel of attention, unless it is to choose: on a Hopper GPU it takes a recent cuDNN's."""
     if wanted != "auto":
         torch.backends.cuda.enable_flash_sdp(wanted == "flash")
         torch.backends.cuda.enable_cudnn_sdp(wanted == "cudnn")

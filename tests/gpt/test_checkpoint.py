@@ -70,6 +70,16 @@ def test_only_the_newest_are_kept(tmp_path, trained):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
 
 
+def test_of_those_that_a_signal_made_only_the_newest_is_kept_and_no_regular_one_goes_for_it(tmp_path, trained):
+    kept = {4: [4], 5: [4, 5], 7: [4, 7], 8: [4, 8], 9: [4, 8, 9], 12: [8, 12], 13: [8, 12, 13]}
+    for step, left in kept.items():
+        save(tmp_path, at(step, trained), keep=2, every=4)
+        assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == left
+    assert newest(tmp_path).name == "step-00000013"
+    assert newest(tmp_path, every=4).name == "step-00000012"
+    assert not (tmp_path / "step-00000013").exists(), "a rewind leaves nothing behind that a resume could find"
+
+
 @pytest.mark.parametrize("file", [*PAYLOAD, "manifest.json"])
 def test_any_flipped_bit_or_cut_sends_the_resume_to_the_one_before(tmp_path, trained, file, capsys):
     dice = random.Random(file)

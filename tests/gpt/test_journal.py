@@ -1,6 +1,10 @@
 """The journal survives kills, and a resume leaves each point once."""
 
+import errno
 import json
+import os
+
+import pytest
 
 from gpt.journal import Journal
 
@@ -23,6 +27,23 @@ def test_a_torn_line_goes_and_the_next_one_is_whole(tmp_path):
         file.write('[1, 2, {"a"')
     Journal(path).log(2, {"a": 2})
     assert steps(path) == [1, 2]
+
+
+@pytest.mark.parametrize("written", [0, 9])
+def test_a_full_disk_costs_a_line_and_leaves_the_others_whole(tmp_path, monkeypatch, written):
+    journal, write = Journal(tmp_path / "m.jsonl"), os.write
+    journal.log(1, {"a": 1})
+
+    def full(fd, line):
+        if not written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, line[:written])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        journal.log(2, {"a": 2})
+    journal.log(3, {"a": 3})
+    assert steps(tmp_path / "m.jsonl") == [1, 3]
 
 
 def test_a_resume_drops_what_lies_beyond_its_checkpoint(tmp_path):
