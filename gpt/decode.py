@@ -213,10 +213,10 @@ def product(
 
 def _small(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
     """For few rows the call is short, and [in, out] a third faster than [out, in]; for many oneDNN is twice as fast."""
-    weight_IO, many = weight_OI.t().contiguous(), _packed(weight_OI, bias_O)
+    weight_IO, many = weight_OI.t().contiguous(), functools.cache(lambda: _packed(weight_OI, bias_O))
     if bias_O is None:
-        return lambda x: many(x) if len(x) > FEW else torch.mm(x, weight_IO)
-    return lambda x: many(x) if len(x) > FEW else torch.addmm(bias_O, x, weight_IO)
+        return lambda x: many()(x) if len(x) > FEW else torch.mm(x, weight_IO)
+    return lambda x: many()(x) if len(x) > FEW else torch.addmm(bias_O, x, weight_IO)
 
 
 def _packed(weight_OI: Tensor, bias_O: Tensor | None, weights: str = "float32") -> Product:

@@ -74,12 +74,12 @@ def compare(case: str, model: GPT, rows: int, count: int, args: argparse.Namespa
     draw: dict[str, Any] = {"temperature": 0.8, "top_k": 50}
     float32 = Decoder(model)
 
-    def write(decoder: GPT | Decoder, tokens: int, **how: Any) -> Side:
+    def write(decoder: Decoder, tokens: int, **how: Any) -> Side:
         return lambda: generate(decoder, prompts, tokens, **how)
 
     if args.nanogpt:
         nano = nano_model(args.nanogpt, model)
-        sides = [lambda: nano.generate(start, count, **draw), write(model, count, **draw)]
+        sides = [lambda: nano.generate(start, count, **draw), write(float32, count, **draw)]
         if not large:
             sides.append(write(Decoder(model, "int8"), count, **draw))
         (theirs_s, *ours_s), _ = timed(sides, 1 if large else args.rounds)
