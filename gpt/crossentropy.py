@@ -20,7 +20,8 @@ LOGITS, ROWS = {"cpu": 2**24, "cuda": 2**29}, {"cpu": 2**10, "cuda": 2**16}
 """At most so many logits (on a CPU 64 MiB in float32, on a GPU 1 GiB in bfloat16), of so many targets, at once."""
 BLOCK = {"cpu": 2**12, "cuda": 2**20}
 """Rows of the head whose gradient is made at once: memory that is asked for in large pieces is new, and slow, each
-time. Buffers for that reason too; with V 50,304 a CPU needs half the time that it takes over full logits."""
+time, unless the allocator keeps it (tasks/trainer.py). Buffers for that reason too. A CPU takes .4 to .75 of the time
+over full logits at a vocabulary of 50,304 (kept: .8 to 1), the same at 2,048, and 1.4 times a millisecond at 65."""
 
 
 @torch.no_grad()
