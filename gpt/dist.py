@@ -37,7 +37,13 @@ def together(device: str) -> Generator[str]:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    distributed.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    # torchrun 2.13 leaves the addresses of an earlier start in its store (pytorch#135712); between machines its count
+    # of starts may differ, so there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 must help (docs/scaling.md)
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    store, number, count = next(distributed.rendezvous("env://"))
+    store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "all", store)
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, store=store, rank=number, world_size=count)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
         yield device
     distributed.destroy_process_group()  # not after an error: it would wait for ranks that are gone
