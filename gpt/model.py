@@ -151,9 +151,7 @@ class GPT(nn.Module):
                 residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * config.depth) ** 0.5 if residual else 0.02)
 
-    def forward(
-        self, ids_BT: Tensor, document_BT: Tensor | None = None, target_BT: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, ids_BT: Tensor, document_BT: Tensor | None = None, target_BT: Tensor | None = None) -> Tensor:
         """Token ids (int64) -> logits_BTV (float32) for the token after each; with targets the sum of their costs.
 
         `document_BT` numbers documents that lie side by side in a row: each is read as if it were alone.
