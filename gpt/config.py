@@ -16,8 +16,6 @@ PEAK_TFLOPS = {"A100": 312, "L40S": 362, "H100": 989, "H200": 989, "B200": 2250,
 """Dense bf16 peaks from the makers' data sheets."""
 
 
-
-
 def too_large(parameters: int, memory_bytes: float) -> bool:
     """Whether weights, gradients and AdamW's moments, 16 bytes a parameter, leave less than half of a device's memory.
 
