@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from flows.pipeline import Recipe
-from gpt.config import PEAK_TFLOPS, ModelConfig, PretrainConfig, too_large
+from gpt.config import CPU_TOKENS, PEAK_TFLOPS, ModelConfig, PretrainConfig, too_large
 from gpt.errors import UserError
 from tasks.chats import Conversations
 from tasks.pairs import Preferences
@@ -36,6 +36,8 @@ MACHINE = 8
 """GPUs of a machine; between them a model is sharded, if that is enough."""
 GPU_SHARE = 0.4
 """Share of the peak that training reaches: nanochat 0.41 to 0.50, llm.c 0.40 (124M) to 0.50 (1558M) on H100."""
+FLOAT32 = 6
+"""How much longer a GPU takes in float32: 67 TFLOP/s of an H100's data sheet, nearly all of which matrices reach."""
 BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.9, "characters": 1.0}
 """English prose and code; other scripts take more tokens."""
 VOCABULARY = {"gpt2": 50_261, "cl100k_base": 100_281, "o200k_base": 200_023, "characters": 400}
@@ -57,21 +59,24 @@ HELD_OUT = {"questions": 200, "replies": 210, "pairs": 366, "problems": 588}
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds whatever the machine, tokens to train on, to read, and to sample, and whether all GPUs share in it."""
+    """Seconds whatever the machine, tokens to train on, to read, and to sample; all GPUs together, or in float32."""
 
     fixed_s: float
     train: float = 0
     read: float = 0
     sample: float = 0
     together: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per token of three kinds of work on one device, how many there are, where that is, and its memory."""
+    """Seconds per token of each kind of work on one device, how many there are, where that is, and its memory."""
 
     train_s: float
     read_s: float
+    exact_train_s: float
+    exact_read_s: float
     sample_s: float
     devices: int
     where: str
@@ -79,7 +84,8 @@ class Rates:
 
     def seconds(self, work: Work) -> float:
         """How long a stage takes."""
-        busy_s = work.train * self.train_s + work.read * self.read_s + work.sample * self.sample_s
+        train_s, read_s = (self.exact_train_s, self.exact_read_s) if work.exact else (self.train_s, self.read_s)
+        busy_s = work.train * train_s + work.read * read_s + work.sample * self.sample_s
         return work.fixed_s + busy_s / (self.devices if work.together else 1)
 
 
@@ -139,9 +145,9 @@ def works(recipe: Recipe, p: PretrainConfig, size: float) -> dict[str, Work]:
         "chats": Work(TALK_S),
         "sft": Work(START_S, sft.steps * sft.batch * talk, together=True),
         "pairs": Work(TALK_S),
-        "prefer": Work(START_S, 2 * prefer.steps * prefer.batch * pair, 2 * PAIRS * pair),  # the reference reads each
+        "prefer": Work(START_S, 2 * prefer.steps * prefer.batch * pair, 2 * PAIRS * pair, exact=True),  # reads each
         "prompts": Work(0.0),
-        "rl": Work(START_S, answers * answer, answers * answer * bool(rl.beta), sampled),
+        "rl": Work(START_S, answers * answer, answers * answer * bool(rl.beta), sampled, exact=True),
         "evaluate": examination(recipe, talk, pair),
         "export": Work(EXPORT_S),
     }
@@ -158,13 +164,14 @@ def examination(recipe: Recipe, talk: float, pair: float) -> Work:
     chats, pairs, problems = bool(recipe.chats), bool(recipe.pairs), bool(recipe.prompts)
     read = e.tokens * (1 + 1 / models) + chats * 4 * n["questions"] * talk + pairs * 2 * n["pairs"] * pair
     said = chats * n["replies"] * e.reply_tokens + problems * n["problems"] * e.answer_tokens
-    return Work(START_S, 0, models * read, models * said)
+    return Work(START_S, 0, models * read, models * said, exact=True)
 
 
 def measured(recipe: Recipe, p: PretrainConfig, vocab: int) -> Rates:
     """This machine's rates, by a child: this process never imports torch."""
     say("measuring this machine for some seconds")
-    model, rows = recipe.pretrain.model, p.micro_batch or p.batch
+    model = recipe.pretrain.model
+    rows = p.micro_batch or (p.batch if gpus() else min(p.batch, max(1, CPU_TOKENS // model.context)))
     need, free = 16 * (model.products(vocab) + model.lookups(vocab)), psutil.virtual_memory().available
     if need > free:
         what = f"the model wants {need / 1e9:,.1f} GB before any activations, {free / 1e9:,.1f} GB are free here"
@@ -172,9 +179,8 @@ def measured(recipe: Recipe, p: PretrainConfig, vocab: int) -> Rates:
     means = {"device": recipe.runtime.device, "threads": recipe.runtime.threads}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.json"
-        file.write_text(
-            json.dumps({"model": asdict(model), "vocab_size": vocab, "rows": rows, "optimizer": p.optimizer, **means})
-        )
+        what = {"model": asdict(model), "vocab_size": vocab, "rows": rows}
+        file.write_text(json.dumps(what | {"optimizer": p.optimizer, "precision": p.precision, **means}))
         command = [sys.executable, "-m", "gpt.perf", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | os.environ, check=False)
     if done.returncode:
@@ -194,7 +200,8 @@ def datasheet(p: PretrainConfig, model: ModelConfig, vocab: int, named: str) -> 
         raise UserError(f"--gpus {named}: must read like 8xH100; known are {', '.join(PEAK_TFLOPS)}")
     train_s = model.flops(vocab) / (PEAK_TFLOPS[kind] * 1e12 * GPU_SHARE)
     memory = shares(p, model, vocab, int(count or 1), kind)
-    return Rates(train_s, train_s / 3, train_s, int(count or 1), f"{named} at {GPU_SHARE:.0%} of the peak", memory)
+    exact_s, where = train_s * FLOAT32, f"{named} at {GPU_SHARE:.0%} of the peak"
+    return Rates(train_s, train_s / 3, exact_s, exact_s / 3, train_s, int(count or 1), where, memory)
 
 
 def shares(p: PretrainConfig, model: ModelConfig, vocab: int, number: int, kind: str) -> str:

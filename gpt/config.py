@@ -6,7 +6,7 @@ In: the recipe's numbers. Out: `ModelConfig` with every derived size filled in, 
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from gpt.errors import UserError
 
@@ -22,6 +22,10 @@ def too_large(parameters: int, memory_bytes: float) -> bool:
     Then each rank of a training holds a part of them (gpt/dist.py).
     """
     return 16 * parameters > memory_bytes / 2
+
+
+CPU_TOKENS = 2**14
+"""More in one pass bring a CPU nothing but memory: 442, 422, 460 us a token with 2, 8, 24 thousand of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,8 @@ class ModelConfig:
     """Base of the rotary angles (modern only)."""
 
     def __post_init__(self) -> None:
+        _choices("model.", self)
+        _check(self.rope_theta > 0, f"model.rope_theta={self.rope_theta} must be positive; leave it out for 10000")
         _at_least("model.", self, depth=1, context=2, width=0, heads=0, head_dim=0, kv_heads=0, hidden=0)
         self._derive("width", 64 * self.depth)
         self._derive("heads", max(1, self.width // 64))
@@ -169,9 +175,17 @@ class TrainConfig:
             _check(value > 0 or (self.DERIVES and value == 0), f"{name}={value} must be positive; try 1e-3")
         for name in ("beta1", "beta2", "min_lr_ratio", "cooldown"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"{name}={value} must lie between 0 and 1; leave it out for the default")
+            holds = 0 <= value < 1 or (value == 1 and "beta" not in name)
+            _check(holds, f"{name}={value} must lie between 0 and 1; leave it out for the default")
+        _check(self.seed < 2**63, f"seed={self.seed} must be below 2^63; try 1337")
+        _choices("", self)
         if self.batch:
             _multiple("", self, "batch", "micro_batch")
+
+    @property
+    def rows_each(self) -> int:
+        """Rows of tokens that one of the batch's units brings."""
+        return 1
 
     def fitted(self, model: ModelConfig, vocab_size: int) -> Self:
         """The same with every number filled in; here all are."""
@@ -202,11 +216,14 @@ class PretrainConfig(TrainConfig):
         """The same with every number filled in.
 
         The batch: 2^19 tokens for the 2.5 billion of GPT-2 124M, 3,072 for the 2.6 million that did best with it on a
-        CPU (docs/pretraining.md), and between those two on a line in logarithms: tokens^0.75.
+        CPU (docs/pretraining.md), and between those two on a line in logarithms: tokens^0.75. Of stated steps, which
+        times the batch are the tokens, that makes steps^3; but 4,096 at least, and no more than without them.
         """
-        tokens = self.steps * self.batch * model.context or 20 * model.products(vocab_size)
-        rows, unit = 2 ** round(math.log2(2**19 * (tokens / 2.5e9) ** 0.75)) / model.context, self.micro_batch or 1
-        batch = self.batch or max(1, round(rows / unit)) * unit
+        tokens, unit = 20 * model.products(vocab_size), self.micro_batch or 1
+        size = 2**19 * (tokens / 2.5e9) ** 0.75
+        if self.steps:
+            size = min(size, max(2**12, 2**19 * (self.steps * 2**19 / 2.5e9) ** 3))
+        batch = self.batch or max(1, round(2 ** round(math.log2(size)) / model.context / unit)) * unit
         narrow = (768 / model.width) ** 0.5
         lr = self.lr or (0.02 if self.optimizer == "muon" else 1e-3 * narrow)
         steps = self.steps or max(1, round(tokens / (batch * model.context)))
@@ -223,6 +240,11 @@ class PreferConfig(TrainConfig):
     """Weight of the chosen answers' own loss beside DPO's; 0 is plain DPO, under which chosen answers lose too."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of the computation; what is learned here are small differences of sums, which bfloat16 rounds away."""
+
+    @property
+    def rows_each(self) -> int:
+        """A pair has two answers."""
+        return 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,11 +277,24 @@ class RlConfig(TrainConfig):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of the computation; float32, as completions are sampled: a policy should learn from what it does itself."""
 
+    @property
+    def rows_each(self) -> int:
+        """A prompt has a group of completions."""
+        return self.group
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("", self, group=2, max_new_tokens=1, beta=0, resample=0, exact=0, numeric=0, form=0)
         _check(0 < self.temperature < 100, f"temperature={self.temperature} must lie in (0, 100); try 1.0")
         _check(self.exact + self.numeric + self.form > 0, "no reward counts; set one of exact, numeric, form to 1")
+
+
+def _choices(section: str, config: object) -> None:
+    """A word must be one of those that its field knows; pydantic checks recipes, not a run.json written by hand."""
+    for name, hint in get_type_hints(type(config)).items():
+        known = get_args(hint) if get_origin(hint) is Literal else ()
+        value = getattr(config, name)
+        _check(not known or value in known, f"{section}{name}={value} must be one of {', '.join(map(str, known))}")
 
 
 def _at_least(section: str, config: object, **floors: int) -> None:

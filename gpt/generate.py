@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gpt.checkpoint import load_model
 from gpt.decode import Decoder
+from gpt.errors import UserError
 from gpt.hf import start_from
 from gpt.hfconfig import config_in
 from gpt.model import GPT
@@ -252,7 +253,10 @@ def load(folder: Path, device: str) -> tuple[GPT, Tokenizer]:
 
 def pick_device(device: str) -> str:
     """auto is the GPU where torch sees one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise UserError("device is cuda, but torch sees no GPU here; leave it out to take what is there")
+    return ("cuda" if there else "cpu") if device == "auto" else device
 
 
 def main() -> None:

@@ -15,15 +15,17 @@ WINDOW, SIGMAS, IN_A_ROW = 128, 6.0, 8
 class Guard:
     """Part of a training's state: `tensors` is saved in its checkpoints."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, spikes: bool = True) -> None:
+        """Without `spikes` only what is no number is skipped: of rewards, the rare steps that teach stand out too."""
+        self.spikes = spikes
         self.seen_2W = torch.zeros(2, WINDOW, device=device, dtype=torch.float64)
         self.count, self.skipped, self.in_a_row = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(3))
 
     def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Whether this step is to be skipped, a bool. What is skipped does not count as seen."""
-        now_2 = torch.stack([loss, norm]).double()
+        now_2 = torch.stack([value.to(self.seen_2W) for value in (loss, norm)])
         far_2 = now_2 > self.seen_2W.mean(1) + SIGMAS * self.seen_2W.std(1)
-        skip = ~now_2.isfinite().all() | (far_2.any() & (self.count >= WINDOW))
+        skip = ~now_2.isfinite().all() | (far_2.any() & (self.count >= WINDOW) & self.spikes)
         slot_21 = (self.count % WINDOW).expand(2, 1)
         self.seen_2W.scatter_(1, slot_21, torch.where(skip, self.seen_2W.gather(1, slot_21), now_2[:, None]))
         self.count += ~skip

@@ -27,7 +27,7 @@ from gpt.generate import generate, pick_device
 from gpt.guard import IN_A_ROW, Guard
 from gpt.hf import fingerprint, origin, start_from
 from gpt.hfconfig import config_in
-from gpt.means import device_bytes, micro_batch, pays, precision, repeatable
+from gpt.means import compiles, device_bytes, micro_batch, precision, repeatable
 from gpt.model import GPT
 from gpt.objectives import NextToken, Objective, Preference
 from gpt.optim import course, groups, optimizers, update
@@ -78,7 +78,10 @@ class Trainer:
         self.model = spread(model, run, self.config, device)
         if dist.rank():
             torch.manual_seed(key(self.config.seed, dist.rank(), "rank"))  # each rank has a dropout of its own
-        self.optimizers, self.guard = optimizers(self.model, self.config), Guard(self.device)
+        self.optimizers, self.guard = (
+            optimizers(self.model, self.config),
+            Guard(self.device, spikes=run["task"] != "rl"),
+        )
         self.training = checkpoint.Training(self.model, self.optimizers, self.guard, state)
         there = len(list(self.checkpoints.glob("step-*")))
         if found := self._newest():
@@ -217,13 +220,14 @@ def first_state(run: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer) 
 
 def numerics(path: Path, run: dict[str, Any], config: TrainConfig, model: GPT, resumed: bool) -> dict[str, Any]:
     """What decides the last bits besides the config, as settled when the run began; a resume under others says so."""
-    device, before = str(model.wte.weight.device), json.loads(path.read_text()) if resumed and dist.lead() else {}
+    device, before = str(model.wte.weight.device), json.loads(path.read_text()) if path.exists() and dist.lead() else {}
     now: dict[str, Any] = {"device": device, "threads": run["threads"], "torch": torch.__version__}
     now |= {"ranks": dist.world(), "sharded": dist.sharded(model)}
     now["precision"] = "bfloat16" if model.compute else str(model.wte.weight.dtype).removeprefix("torch.")
-    now["compile"] = pays(model, config) if config.compile == "auto" else config.compile == "on"
+    now["compile"] = compiles(model, config)
     own = replace(config, batch=config.batch // dist.world())
-    rows = config.micro_batch or before.get("micro_batch") or micro_batch(model, own, now["precision"])
+    settled = before.get("micro_batch", 0) if own.batch % before.get("micro_batch", 1) == 0 else 0
+    rows = config.micro_batch or settled or micro_batch(model, own, now["precision"])
     now["micro_batch"] = dist.total(rows if dist.lead() else 0)
     if dist.lead():
         if resumed and now != before:

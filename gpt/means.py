@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from gpt import dist
-from gpt.config import PEAK_TFLOPS, TrainConfig
+from gpt.config import CPU_TOKENS, PEAK_TFLOPS, TrainConfig
+from gpt.errors import UserError
 from gpt.model import GPT
 
-WORTH_COMPILING = 3e14
-"""FLOPs from which compiling pays on a CPU, where it takes some 20 s and makes a step 1.0 to 1.4 times as fast."""
+WORTH_COMPILING = {"cpu": 3e14, "cuda": 1e16}
+"""FLOPs from which compiling pays: on a CPU it takes some 20 s and makes a step 1.0 to 1.4 times as fast."""
 
 
 def precision(device: str) -> str:
@@ -35,20 +36,27 @@ def repeatable(device: str, wanted: bool) -> None:
         torch.use_deterministic_algorithms(wanted)
 
 
-def pays(model: GPT, config: TrainConfig) -> bool:
-    """Whether compiled blocks save more time than compiling takes; on a CPU it also needs a C++ compiler."""
-    if model.wte.weight.is_cuda:
-        return True
+def compiles(model: GPT, config: TrainConfig) -> bool:
+    """Whether blocks are compiled: as the config says, or where it saves more time than it takes."""
+    kind = model.wte.weight.device.type
+    able = kind == "cuda" or bool(shutil.which(os.environ.get("CXX", "g++")))
+    if config.compile == "on" and not able:
+        raise UserError(
+            "compile=on needs a C++ compiler on a CPU, and g++ is not there; install it, or leave compile out"
+        )
     work = model.config.flops(model.vocab_size) * config.steps * config.batch * model.config.context
-    return work > WORTH_COMPILING and bool(shutil.which(os.environ.get("CXX", "g++")))
+    return config.compile == "on" or (config.compile == "auto" and able and work > WORTH_COMPILING[kind])
 
 
 def micro_batch(model: GPT, config: TrainConfig, precise: str) -> int:
     """The largest divisor of the batch whose activations should fit into half of what memory is free now."""
-    row = model.config.activations(2 if precise == "bfloat16" else 4, scores=not model.wte.weight.is_cuda)
-    free = torch.cuda.mem_get_info()[0] if model.wte.weight.is_cuda else available_bytes() // dist.local()
+    cuda, each = model.wte.weight.is_cuda, config.rows_each
+    row = each * model.config.activations(2 if precise == "bfloat16" else 4, scores=not cuda)
+    row += each * 12 * model.vocab_size * model.config.context * (each > 1)  # log-probabilities take whole logits
+    free = torch.cuda.mem_get_info()[0] if cuda else available_bytes() // dist.local()
     states = 12 * sum(dist.own(p).numel() for p in model.parameters())  # gradients and two moments are still to come
     fits = max(1, int((free - states) / 2 / row))
+    fits = fits if cuda else min(fits, max(1, CPU_TOKENS // (each * model.config.context)))
     return max(rows for rows in range(1, config.batch + 1) if config.batch % rows == 0 and rows <= fits)
 
 
@@ -82,9 +90,12 @@ def device_bytes(device: str) -> int:
 
 
 def available_bytes() -> int:
-    """What the kernel could give without swapping; where it does not say, half of what the machine has."""
+    """What the kernel could give without swapping, to this container; where it does not say, half of all there is."""
     if (told := Path("/proc/meminfo")).exists():
-        return int(told.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+        free = int(told.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+        most, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+        limit = most.read_text().strip() if most.exists() else "max"
+        return free if limit == "max" else min(free, int(limit) - int(used.read_text()))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 

@@ -89,8 +89,8 @@ class NextToken:
 
     @torch.no_grad()
     def _largest(self) -> float:
-        """The largest logit of the first held-out row: it grows before a training falls apart."""
-        x = torch.from_numpy(self.held_out.x_BT[:1]).to(device_of(self.model))
+        """The largest logit at the first held-out places: it grows before a training falls apart."""
+        x = torch.from_numpy(self.held_out.x_BT[:1, :64]).to(device_of(self.model))
         return self.model.eval()(x).abs().max().item()
 
     def prompt(self) -> list[int]:
@@ -109,10 +109,7 @@ class Preference:
 
     def _reference(self) -> np.ndarray:
         """The first model's log-probability of every usable answer, float32 [rows]; others 0."""
-        reference, values = (
-            load_model(self.init, str(device_of(self.model))),
-            np.zeros(len(self.data.spans), np.float32),
-        )
+        reference, values = reference_of(self.init, self.model), np.zeros(len(self.data.spans), np.float32)
         for rows in np.array_split(np.concatenate([self.data.train, self.data.val]), len(self.data.spans) // 64 + 1):
             values[rows] = self._answers(reference, rows)[0].cpu()
         return values
@@ -164,7 +161,7 @@ class Preference:
             return {}
         replies = generate(self.model, prompts, REPLY_TOKENS, stop=self.tokenizer.stops)
         x_BT, y_BT = on(self.model, padded(prompts, replies))
-        reference = load_model(self.init, str(device_of(self.model)))
+        reference = reference_of(self.init, self.model)
         with torch.no_grad():
             gain_BT = log_probs(self.model.eval(), x_BT, y_BT) - log_probs(reference, x_BT, y_BT)
         kl, length = gain_BT.sum().item() / len(replies), sum(map(len, replies)) / len(replies)
@@ -182,6 +179,13 @@ class Preference:
 def won(margins: Tensor) -> Tensor:
     """The share of margins above 0, those that differ from it in the last bits only as halves."""
     return ((margins > 1e-4).float() + (margins.abs() <= 1e-4).float() / 2).mean()
+
+
+def reference_of(init: Path, model: GPT) -> GPT:
+    """The model that training began from, computing as this one does."""
+    reference = load_model(init, str(device_of(model)))
+    reference.compute = model.compute
+    return reference
 
 
 def device_of(model: GPT) -> torch.device:

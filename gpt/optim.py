@@ -23,6 +23,8 @@ POLAR = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 """Odd polynomials a x + b x^3 + c x^5, one after the other; each is the best there is on what the last one left."""
+AT_ONCE = 2**27
+"""Numbers worked on together: half a gigabyte, of which some six copies exist for a moment."""
 SLACK = 1.01
 """bfloat16 leaves singular values a little above what a polynomial was made for, where it grows fast."""
 SAFE = [(a / SLACK, b / SLACK**3, c / SLACK**5) for a, b, c in POLAR[:-1]] + [POLAR[-1]]
@@ -45,9 +47,12 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             alike = defaultdict[torch.Size, list[Tensor]](list)
             for matrix in group["params"]:
-                alike[matrix.shape].append(matrix)
+                if matrix.grad is not None:
+                    alike[matrix.shape].append(matrix)
             for matrices in alike.values():
-                self._update(matrices, group["lr"], group["weight_decay"], group["momentum"])
+                size = max(1, AT_ONCE // matrices[0].numel())
+                for at in range(0, len(matrices), size):
+                    self._update(matrices[at : at + size], group["lr"], group["weight_decay"], group["momentum"])
 
     def _update(self, matrices: list[Tensor], lr: float, decay: float, momentum: float) -> None:
         grad_MRC = torch.stack([matrix.grad for matrix in matrices])  # ty: ignore[invalid-argument-type]

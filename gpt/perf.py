@@ -37,7 +37,8 @@ class Probe:
         torch.manual_seed(0)
         self.device = pick_device(run["device"])
         self.model = GPT(ModelConfig(**run["model"]), run["vocab_size"]).to(self.device)
-        self.model.compute = torch.bfloat16 if precision(self.device) == "bfloat16" else None
+        precise = precision(self.device) if run["precision"] == "auto" else run["precision"]
+        self.model.compute = torch.bfloat16 if precise == "bfloat16" else None
         self.optimizers = optimizers(self.model, PretrainConfig(optimizer=run["optimizer"], lr=1e-3, adam_lr=1e-3))
         self.rows, self.context = 1, self.model.config.context
 
@@ -76,7 +77,8 @@ class Probe:
 def measure(run: dict[str, Any]) -> dict[str, float]:
     """Seconds a token, and bytes."""
     probe = Probe(run)
-    probe.train()  # the first makes the optimiser's state
+    for _ in range(2):  # the first makes the optimiser's state, the second what comes with it
+        probe.train()
     few, at_first = probe.rows, memory_bytes(probe.device)
     while (step_s := probe.seconds(probe.train, 1)) < ENOUGH_S and probe.rows < run["rows"]:
         probe.rows = min(2 * probe.rows, run["rows"])
@@ -85,9 +87,12 @@ def measure(run: dict[str, Any]) -> dict[str, float]:
     if step_s < ENOUGH_S * 4:
         step_s = probe.seconds(probe.train)
     peak = memory_bytes(probe.device) + growth * (run["rows"] - probe.rows)
-    replies = ASKED * min(REPLY, probe.context // 2)
-    return {"train_s": step_s / tokens, "read_s": probe.seconds(probe.read, 3) / tokens,
-            "sample_s": probe.seconds(probe.sample, 3) / replies, "peak_bytes": peak}  # fmt: skip
+    replies, read_s = ASKED * min(REPLY, probe.context // 2), probe.seconds(probe.read, 3)
+    probe.model.compute = None  # preferences, practice and evaluation
+    exact_s = [probe.seconds(work, 3) / tokens for work in (probe.train, probe.read)]
+    return {"train_s": step_s / tokens, "read_s": read_s / tokens, "exact_train_s": exact_s[0],
+            "exact_read_s": exact_s[1], "sample_s": probe.seconds(probe.sample, 3) / replies,
+            "peak_bytes": peak}  # fmt: skip
 
 
 if __name__ == "__main__":

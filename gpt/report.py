@@ -129,7 +129,7 @@ class Report:
     def rewind(self) -> None:
         """What was journalled after the step that training goes back to did not happen."""
         self.journal = Journal(self.path, after_step=self.state["step"]) if dist.lead() else None
-        self.first, self.began = min(self.first, self.state["step"]), time.monotonic()
+        self.first, self.began = self.state["step"], time.monotonic()
         self._mark()
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt.checkpoint import load_model
 from gpt.config import RlConfig
 from gpt.data import IGNORED, key, order
 from gpt.errors import UserError
@@ -21,7 +20,7 @@ from gpt.generate import generate
 from gpt.journal import Journal
 from gpt.losses import advantages, grpo, log_probs
 from gpt.model import GPT
-from gpt.objectives import Numbers, Step, device_of, on, padded
+from gpt.objectives import Numbers, Step, on, padded, reference_of
 from gpt.rewards import REWARDS
 from gpt.tokenizer import Tokenizer
 
@@ -53,7 +52,7 @@ class Practice:
             if not rows:
                 way_out = "add some, or lower rl.max_new_tokens"
                 raise UserError(f"no {split} prompt of {run['data']} leaves {config.max_new_tokens} tokens; {way_out}")
-        self.reference = load_model(Path(run["init"]), str(device_of(model))) if config.beta else None
+        self.reference = reference_of(Path(run["init"]), model) if config.beta else None
         self.said: Journal | None = None
         self.notes = Path(run["out"]) / "logs" / "completions.jsonl"
 

@@ -204,7 +204,7 @@ def budget(work: Path, checkout: Path, seeds: int, figure: Path | None) -> None:
 BUDGETS = {
     "modern, a sixth": (
         {"context": 64},
-        {"batch": 16, "steps": 300, "lr": 0.02, "adam_lr": 4e-3, "checkpoint_every": 100},
+        {"batch": 16, "steps": 260, "lr": 0.02, "adam_lr": 4e-3, "checkpoint_every": 100},
     ),
     "modern, all": (
         {"context": 128},

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt.config import ModelConfig, TrainConfig
+from gpt.config import ModelConfig, PreferConfig, PretrainConfig, RlConfig, TrainConfig
 from gpt.errors import UserError
 
 
@@ -38,6 +38,9 @@ def test_a_swiglu_has_about_the_weights_of_a_gelu_mlp():
         ({"dropout": 1.0}, ["model.dropout=1.0", "[0, 1)"]),
         ({"family": "gpt2", "heads": 4, "kv_heads": 2}, ["model.kv_heads", "family=modern"]),
         ({"family": "gpt2", "rope_theta": 5e5}, ["model.rope_theta", "family=modern"]),
+        ({"family": "gpt2", "act": "relu2"}, ["model.act=relu2", "model.family=gpt2"]),
+        ({"rope_theta": 0.0}, ["model.rope_theta=0.0", "positive"]),
+        ({"act": "foo"}, ["model.act=foo", "swiglu"]),
     ],
 )
 def test_a_contradiction_in_the_model_is_one_line_with_the_way_out(wrong, words):
@@ -55,9 +58,39 @@ def test_a_contradiction_in_the_model_is_one_line_with_the_way_out(wrong, words)
         ({"steps": 0}, ["steps=0", "at least 1"]),
         ({"lr": 0.0}, ["lr=0.0", "positive"]),
         ({"beta2": 1.5}, ["beta2=1.5", "between 0 and 1"]),
+        ({"beta1": 1.0}, ["beta1=1.0", "between 0 and 1"]),
+        ({"seed": 2**65}, ["seed=", "below 2^63"]),
+        ({"optimizer": "sgd"}, ["optimizer=sgd", "adamw, muon"]),
+        ({"precision": "fp16"}, ["precision=fp16", "auto, float32, bfloat16"]),
     ],
 )
 def test_a_contradiction_in_training_is_one_line_with_the_way_out(wrong, words):
     with pytest.raises(UserError) as caught:
         TrainConfig(**wrong)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_what_is_left_at_0_follows_from_the_model():
+    tiny, gpt2 = ModelConfig(depth=4, width=128, context=128), ModelConfig(family="gpt2", depth=12, context=1024)
+    small, large = (PretrainConfig().fitted(model, vocab) for model, vocab in ((tiny, 65), (gpt2, 50_257)))
+    for model, config, vocab in ((tiny, small, 65), (gpt2, large, 50_257)):
+        tokens = config.steps * config.batch * model.context
+        assert tokens == pytest.approx(20 * model.products(vocab), rel=0.02)
+    assert large.batch * 1024 == 2**19, "GPT-2 124M's half a million"
+    assert small.batch * 128 in (2**13, 2**14, 2**15)
+    assert (small.lr, large.lr) == (0.02, 0.02)
+    assert large.adam_lr == 1.6e-3 < small.adam_lr
+    assert PretrainConfig(optimizer="adamw").fitted(gpt2, 50_257).lr == pytest.approx(1e-3)
+
+
+def test_stated_steps_keep_the_batch_small_unless_they_are_many():
+    model = ModelConfig(depth=4)
+    few, many = (PretrainConfig(steps=steps).fitted(model, 50_000) for steps in (400, 100_000))
+    assert few.batch * model.context == 4096
+    assert many.batch == PretrainConfig().fitted(model, 50_000).batch
+    stated = PretrainConfig(steps=7, batch=6, micro_batch=3, lr=0.1, adam_lr=0.2)
+    assert stated.fitted(model, 50_000) == stated
+
+
+def test_a_unit_of_a_batch_brings_as_many_rows_as_it_needs():
+    assert [TrainConfig().rows_each, PreferConfig().rows_each, RlConfig(group=5).rows_each] == [1, 2, 5]

@@ -247,3 +247,12 @@ def test_a_good_step_ends_a_row_of_bad_ones():
     assert not guard.stuck()
     values(guard, *[bad] * (IN_A_ROW - 1))
     assert guard.stuck()
+
+
+def test_of_rewards_the_rare_step_that_teaches_is_no_spike():
+    quiet, guard = torch.zeros(()), {spikes: Guard("cpu", spikes=spikes) for spikes in (True, False)}
+    for _ in range(200):
+        assert not any(one.judge(quiet, quiet) for one in guard.values())
+    assert guard[True].judge(torch.tensor(0.3), torch.tensor(0.9)), "beside 128 zeros anything is far away"
+    assert not guard[False].judge(torch.tensor(0.3), torch.tensor(0.9))
+    assert guard[False].judge(torch.tensor(float("nan")), torch.tensor(0.9))

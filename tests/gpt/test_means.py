@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt import means
-from gpt.config import ModelConfig, TrainConfig
+from gpt.config import ModelConfig, PreferConfig, RlConfig, TrainConfig
+from gpt.errors import UserError
 from gpt.loop import train
 from gpt.model import GPT
 
@@ -30,7 +32,8 @@ def test_a_micro_batch_divides_the_batch_and_is_never_0_and_less_memory_never_ma
             found.append(means.micro_batch(MODEL, config, precise))
     assert all(1 <= rows <= batch and batch % rows == 0 for rows in found)
     assert found == sorted(found)
-    assert (found[0], found[-1]) == (1, batch)
+    assert found[0] == 1
+    assert found[-1] == max(rows for rows in range(1, 257) if batch % rows == 0), "256 x 64 tokens are a CPU's most"
 
 
 def test_what_was_settled_when_a_run_began_is_kept_whatever_memory_is_free_later(make_run, monkeypatch, capsys):
@@ -77,9 +80,21 @@ def test_the_measured_ceiling_is_one_and_no_random_number_of_the_training_is_dra
 def test_compiling_is_for_much_work_and_needs_a_compiler(monkeypatch):
     long, short = (TrainConfig(batch=16, steps=steps) for steps in (10**9, 10))
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/" + name)
-    assert (means.pays(MODEL, long), means.pays(MODEL, short)) == (True, False)
+    assert (means.compiles(MODEL, long), means.compiles(MODEL, short)) == (True, False)
+    assert means.compiles(MODEL, replace(short, compile="on"))
+    assert not means.compiles(MODEL, replace(long, compile="off"))
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert not means.pays(MODEL, long)
+    assert not means.compiles(MODEL, long)
+    with pytest.raises(UserError, match=r"compile=on needs a C\+\+ compiler"):
+        means.compiles(MODEL, replace(short, compile="on"))
+
+
+def test_pairs_and_groups_count_all_of_their_rows_and_whole_logits(monkeypatch):
+    monkeypatch.setattr(means, "available_bytes", lambda: 400_000_000)
+    plain, pairs, groups = (kind(batch=64) for kind in (TrainConfig, PreferConfig, RlConfig))
+    found = [means.micro_batch(MODEL, config, "float32") for config in (plain, pairs, groups)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 2 * found[1] > 2 * found[2], found
 
 
 def test_on_a_gpu_the_same_bits_come_where_that_is_wanted(monkeypatch):
@@ -117,5 +132,7 @@ def test_a_gpus_memory_counts_where_there_is_one(monkeypatch):
     config = ModelConfig(family="gpt2", depth=12, context=1024)
     with torch.device("meta"):
         model = GPT(config, 50_257)
-    stand_in = SimpleNamespace(config=config, wte=SimpleNamespace(weight=asked), parameters=model.parameters)
+    stand_in = SimpleNamespace(
+        config=config, vocab_size=50_257, wte=SimpleNamespace(weight=asked), parameters=model.parameters
+    )
     assert 32 <= means.micro_batch(stand_in, TrainConfig(batch=512), "bfloat16") <= 128

@@ -101,3 +101,11 @@ def test_a_skipped_step_leaves_weights_and_moments_as_they_were(kind):
     after = step(math.nan, True)
     assert all(map(torch.equal, before, after))
     assert not all(map(torch.equal, before, step(0.1, False)))
+
+
+def test_muon_leaves_matrices_without_a_gradient_alone():
+    matrices = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
+    matrices[0].grad = torch.eye(4)
+    Muon(matrices, lr=0.1, weight_decay=0.0).step()
+    assert not torch.equal(matrices[0], torch.ones(4, 4))
+    assert torch.equal(matrices[1], torch.ones(4, 4))

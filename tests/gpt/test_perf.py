@@ -23,7 +23,7 @@ def test_memory_is_extrapolated_to_the_rows_that_were_not_tried(monkeypatch):
     assert measure(run)["peak_bytes"] <= measure(run | {"rows": 64})["peak_bytes"]
 
 
-MEANS = {"device": "cpu", "threads": 1, "optimizer": "muon"}
+MEANS = {"device": "cpu", "threads": 1, "optimizer": "muon", "precision": "auto"}
 
 
 def in_its_own_process(run, folder):
