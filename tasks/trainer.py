@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 from gpt.config import TrainConfig
 from gpt.errors import UserError
 from tasks.artifacts import Config, Metrics
+from tasks.curve import draw
 from tasks.runtime import runtime, say
 
 GRACE_S = 15.0
@@ -71,9 +72,11 @@ class Training(Config, TrainConfig):
 def train(out: Path, run: dict[str, Any]) -> Metrics:
     """Fill `out`, or go on where a killed trainer left it; the journal's last values, the held-out headline first."""
     program("gpt.train", out, {"lock": str(out.parent / "trainer.lock"), **run}, ranks(run["task"]))
-    points = [json.loads(line)[2] for line in (out / "logs" / "metrics.jsonl").read_text().splitlines()]
-    last, head = {name: value for values in points for name, value in values.items()}, next(iter(points[0]))
-    return {head: last[head], f"{head}_before": points[0][head]} | last
+    points = [tuple(json.loads(line)[1:]) for line in (out / "logs" / "metrics.jsonl").read_text().splitlines()]
+    draw(out / "report" / "loss.png", points)
+    last, first = {name: value for _, values in points for name, value in values.items()}, points[0][1]
+    head = next(iter(first))
+    return {head: last[head], f"{head}_before": first[head]} | last
 
 
 def gpus() -> int:

@@ -104,6 +104,8 @@ def test_pretraining_then_fine_tuning_gives_two_checkpoints(inputs, tmp_path, sa
     assert metrics["val/bpb"] < metrics["val/bpb_before"] - 1, metrics
     assert {"val/loss", "train/loss", "perf/tokens_per_s"} <= metrics.keys()
     assert tuned["val/bpb"] < tuned["val/bpb_before"], tuned
+    for folder in ("1", "2"):
+        assert (tmp_path / folder / "report" / "loss.png").read_bytes().startswith(b"\x89PNG"), "a figure of the losses"
     state = json.loads((tmp_path / "2" / "state.json").read_text())
     assert state["parents"][0]["task"] == "pretrain"
     assert any(line.startswith("step 30 of 30: loss ") for line in said), said
