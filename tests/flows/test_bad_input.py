@@ -97,7 +97,7 @@ SWITCHES = [
     (["run", "demo", "--set", "ingest.sorces=[x]"], "did you mean sources?"),
     (["run", "demo", "--set", "dedupe={}"], "did you mean dedup?"),
     (["run", "demo", "--set", "pretrain.steps=many"], "pretrain.steps='many' does not fit"),
-    (["run", "demo", "--set", "pretrain.steps=-1"], "must be at least 1"),
+    (["run", "demo", "--set", "pretrain.steps=-1"], "must be at least 0"),
     (["run", "demo", "--set", "pretrain.model={width: 100, heads: 3}"], "must be a multiple of model.heads=3"),
     (["run", "demo", "--set", "pretrain.model.dpeth=3"], "did you mean depth?"),
     (["run", "demo", "--set", "chats=null"], "set sft: null too, or give chats"),
