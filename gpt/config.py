@@ -24,8 +24,8 @@ def too_large(parameters: int, memory_bytes: float) -> bool:
     return 16 * parameters > memory_bytes / 2
 
 
-CPU_TOKENS = 2**14
-"""More in one pass bring a CPU nothing but memory: 442, 422, 460 us a token with 2, 8, 24 thousand of them."""
+CPU_TOKENS = 2**12
+"""More in one pass bring a CPU little but memory: 442, 422, 460 us a token with 2, 8, 24 thousand of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ class Conversations:
     """A Chats folder as training data: one conversation a row, cut to the context, loss on assistant tokens only."""
 
     def __init__(self, folder: Path, context: int) -> None:
+        self.context = context
         files = [folder / f"{name}.npy" for name in ("ids", "mask", "offsets", "split")]
         self.ids, self.mask, offsets, split = (np.load(file, "r", allow_pickle=False) for file in files)
         self.spans = np.stack([offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + context + 1)], axis=1).tolist()
@@ -119,9 +120,9 @@ class Conversations:
         return self.padded(self.val[:count])
 
     def padded(self, chosen: np.ndarray) -> Batch:
-        """Rows as long as the longest; what fills the others up has no loss, and no real token looks at it."""
+        """Rows a little longer than the longest; what fills them up has no loss, and no real token looks at it."""
         spans = [self.spans[row] for row in chosen]
-        shape = len(spans), max(b - a for a, b in spans) - 1
+        shape = len(spans), rounded(max(b - a for a, b in spans) - 1, self.context)
         x_BT, y_BT = np.zeros(shape, np.int64), np.full(shape, IGNORED)
         for row, (a, b) in enumerate(spans):
             x_BT[row, : b - a - 1] = self.ids[a : b - 1]
@@ -141,6 +142,11 @@ class Pairs(Conversations):
     def rows(self, seed: int, step: int, pairs: int) -> np.ndarray:
         """Row numbers of one step's pairs: all chosen ones, then the rejected ones in the same order."""
         return both(self.train[::2][order(seed, step, pairs, len(self.train) // 2)[1]])
+
+
+def rounded(time: int, context: int) -> int:
+    """The next multiple of 32 that the context holds: of few sizes the allocator needs half of 1.2 GB."""
+    return min(context, -(-time // 32) * 32)
 
 
 def both(chosen: np.ndarray) -> np.ndarray:

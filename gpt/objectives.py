@@ -17,7 +17,7 @@ from torch import Tensor
 from gpt import dist
 from gpt.checkpoint import load_model
 from gpt.config import PreferConfig, TrainConfig
-from gpt.data import IGNORED, Batch, Conversations, Pairs, both
+from gpt.data import IGNORED, Batch, Conversations, Pairs, both, rounded
 from gpt.generate import generate
 from gpt.heldout import HeldOut
 from gpt.losses import dpo, log_probs
@@ -160,7 +160,7 @@ class Preference:
         if not prompts:  # a context of a few tokens, or long questions only
             return {}
         replies = generate(self.model, prompts, REPLY_TOKENS, stop=self.tokenizer.stops)
-        x_BT, y_BT = on(self.model, padded(prompts, replies))
+        x_BT, y_BT = on(self.model, padded(prompts, replies, self.model.config.context))
         reference = reference_of(self.init, self.model)
         with torch.no_grad():
             gain_BT = log_probs(self.model.eval(), x_BT, y_BT) - log_probs(reference, x_BT, y_BT)
@@ -211,9 +211,9 @@ def carried(part: np.ndarray, device: torch.device) -> Tensor:
     return tensor.long().to(device)
 
 
-def padded(prompts: list[list[int]], answers: list[list[int]]) -> Batch:
+def padded(prompts: list[list[int]], answers: list[list[int]], context: int) -> Batch:
     """Prompts with their answers as a batch, targets on the answers alone."""
-    time = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
+    time = rounded(max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1, context)
     x_BT, y_BT = np.zeros((len(prompts), time), np.int64), np.full((len(prompts), time), IGNORED)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids = np.array([*prompt, *answer])

@@ -104,7 +104,7 @@ class Practice:
         c = self.config
         prompts = [rollout.prompt for rollout in rollouts for _ in rollout.replies]
         replies = [reply for rollout in rollouts for reply in rollout.replies]
-        x_BT, y_BT = on(self.model, padded(prompts, replies))
+        x_BT, y_BT = on(self.model, padded(prompts, replies, self.model.config.context))
         rewards_PG = torch.tensor([rollout.rewards for rollout in rollouts], device=x_BT.device)
         advantage_B, targets = advantages(rewards_PG, c.variant).flatten(), sum(map(len, replies))
         divisor = {"grpo": len(replies), "dapo": targets, "dr_grpo": len(replies) * c.max_new_tokens}[c.variant]

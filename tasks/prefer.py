@@ -25,7 +25,7 @@ class Prefer(Training, PreferConfig):
     """Decay of the matrices."""
 
 
-@stage(Checkpoint, version="1", trains=True)
+@stage(Checkpoint, version="2", trains=True)
 def prefer(out: Path, config: Prefer, base: Checkpoint, pairs: Pairs) -> Metrics:
     """Learn from pairs of a chosen and a rejected answer; held-out pair accuracy against the model before."""
     inputs = {"data": str(pairs.path), "tokenizer": str(base.path / "tokenizer"), "init": str(base.path)}

@@ -26,7 +26,7 @@ class Rl(Training, RlConfig):
     """Decay of the matrices."""
 
 
-@stage(Checkpoint, version="1", trains=True)
+@stage(Checkpoint, version="2", trains=True)
 def rl(out: Path, config: Rl, base: Checkpoint, prompts: Prompts) -> Metrics:
     """Practise on prompts with checkable answers; held-out accuracy before and after."""
     inputs = {"data": str(prompts.path), "tokenizer": str(base.path / "tokenizer"), "init": str(base.path)}

@@ -21,7 +21,7 @@ class Sft(Training):
     """Decay of the matrices."""
 
 
-@stage(Checkpoint, version="1", trains=True)
+@stage(Checkpoint, version="2", trains=True)
 def sft(out: Path, config: Sft, base: Checkpoint, chats: Chats) -> Metrics:
     """Fine-tune on conversations; held-out bits per byte of the assistant's words before and after."""
     inputs = {"data": str(chats.path), "tokenizer": str(base.path / "tokenizer"), "init": str(base.path)}

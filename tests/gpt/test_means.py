@@ -33,7 +33,7 @@ def test_a_micro_batch_divides_the_batch_and_is_never_0_and_less_memory_never_ma
     assert all(1 <= rows <= batch and batch % rows == 0 for rows in found)
     assert found == sorted(found)
     assert found[0] == 1
-    assert found[-1] == max(rows for rows in range(1, 257) if batch % rows == 0), "256 x 64 tokens are a CPU's most"
+    assert found[-1] == max(rows for rows in range(1, 65) if batch % rows == 0), "64 x 64 tokens are a CPU's most"
 
 
 def test_what_was_settled_when_a_run_began_is_kept_whatever_memory_is_free_later(make_run, monkeypatch, capsys):
