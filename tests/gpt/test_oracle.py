@@ -151,7 +151,7 @@ def test_dpo_losses_are_those_of_trl(release, tokenizer, tmp_path):
     answers = [[*tokenizer.encode(text), tokenizer.end] for _, c, r in said for text in (c, r)]
     model, first = from_hf(release).train(), from_hf(release)
     data = SimpleNamespace(
-        padded=lambda chosen: padded([asked[n] for n in chosen], [answers[n] for n in chosen], 64),
+        padded=lambda chosen: padded([asked[n] for n in chosen], [answers[n] for n in chosen], 128),
         rows=lambda seed, step, pairs: np.arange(step * pairs, (step + 1) * pairs) * 2,
     )
     objective = Preference.__new__(Preference)
@@ -216,7 +216,7 @@ def recomputed(release, weights, reference: GPT, inputs: dict, variant: str) -> 
     prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)]
     masks = inputs["completion_mask"]
     replies = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["completion_ids"], masks, strict=True)]
-    x_BT, y_BT = map(torch.from_numpy, padded(prompts, replies, 64))
+    x_BT, y_BT = map(torch.from_numpy, padded(prompts, replies, 128))
     logp = log_probs(model, x_BT, y_BT)
     size = {"grpo": len(replies), "dapo": int(masks.sum()), "dr_grpo": len(replies) * 12}[variant]
     there = log_probs(reference, x_BT, y_BT)
