@@ -86,10 +86,10 @@ def measure(run: dict[str, Any]) -> dict[str, float]:
     tokens = probe.rows * probe.context
     if step_s < ENOUGH_S * 4:
         step_s = probe.seconds(probe.train)
-    peak = memory_bytes(probe.device) + growth * (run["rows"] - probe.rows)
     replies, read_s = ASKED * min(REPLY, probe.context // 2), probe.seconds(probe.read, 3)
     probe.model.compute = None  # preferences, practice and evaluation
     exact_s = [probe.seconds(work, 3) / tokens for work in (probe.train, probe.read)]
+    peak = memory_bytes(probe.device) + growth * (run["rows"] - probe.rows)
     return {"train_s": step_s / tokens, "read_s": read_s / tokens, "exact_train_s": exact_s[0],
             "exact_read_s": exact_s[1], "sample_s": probe.seconds(probe.sample, 3) / replies,
             "peak_bytes": peak}  # fmt: skip
