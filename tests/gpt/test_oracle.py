@@ -112,7 +112,7 @@ def test_sft_losses_are_those_of_trl(release, tokenizer, tmp_path):
 
     rows = [render(tokenizer, talk) for talk in talks * 2]
 
-    def batch(seed: int, step: int, size: int):
+    def batch(seed: int, step: int, size: int, *ranks: int):
         chosen = rows[step * size : step * size + size]
         time = max(len(ids) for ids, _ in chosen) - 1
         x_BT, y_BT = np.zeros((size, time), np.int64), np.full((size, time), IGNORED)
@@ -124,6 +124,7 @@ def test_sft_losses_are_those_of_trl(release, tokenizer, tmp_path):
     model = from_hf(release).train()
     objective = NextToken.__new__(NextToken)
     objective.config, objective.model, objective.data = TrainConfig(batch=4), model, SimpleNamespace(batch=batch)
+    objective.waited_s = 0.0
     here = ours(objective, model)
     print("sft", theirs, here)
     assert max(abs(a - b) for a, b in zip(theirs, here, strict=True)) <= 1e-6, (theirs, here)
