@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from gpt.errors import UserError
 from tasks.artifacts import Config, Metrics
 from tasks.files import link
-from tasks.runtime import progress
 from tasks.store import part
-from tasks.workers import spread
 
 STRING, DOUBLE = pa.string(), pa.float64()
 DOCUMENT = pa.schema({"id": STRING, "text": STRING, "source": STRING})
@@ -44,10 +43,26 @@ class Sieve(Config):
     """Stop when a greater share of the documents would go."""
 
 
+class Group(NamedTuple):
+    """A row group of a part: what workers are handed, and read for themselves."""
+
+    path: Path
+    number: int
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """Its rows, page checksums verified."""
+        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            return file.read_row_group(self.number, columns)
+
+
+def groups(path: Path) -> list[Group]:
+    """A part's row groups in order."""
+    return [Group(path, number) for number in range(pq.read_metadata(path).num_row_groups)]
+
+
 def tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """A part's row groups in order, page checksums verified."""
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from (file.read_row_group(number, columns) for number in range(file.num_row_groups))
+    """The row groups' tables in order."""
+    return (group.table(columns) for group in groups(path))
 
 
 def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
@@ -56,39 +71,59 @@ def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
         yield from zip(*(table[name].to_pylist() for name in DOCUMENT.names), strict=True)
 
 
-def studied(function: Callable[[pa.Table], Iterable], path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Each row of a part with what `function`, run by the workers on each row group, finds about it."""
-    for table, found in progress(spread(function, tables(path)), "row groups"):
-        yield from zip(table.to_pylist(), found, strict=True)
-
-
-def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Facts:
+def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[pa.Table, Sequence[Verdict]]]) -> Facts:
     """Write one part: rows that stay in part.parquet, the others in dropped.parquet with an excerpt; count both."""
     documents, size_bytes, reasons = 0, 0, Counter[str]()
-    writer = partial(pq.ParquetWriter, compression="zstd", write_page_checksum=True)
+    writer = partial(
+        pq.ParquetWriter, compression="zstd", write_page_checksum=True, use_dictionary=["source", "reason"]
+    )
     with writer(folder / "part.parquet", schema) as kept, writer(folder / "dropped.parquet", DROPPED) as dropped:
-        for group in _groups(judged):
-            if stay := [row for row, verdict in group if not verdict]:
-                kept.write_table(pa.Table.from_pylist(stay, schema))
-            if gone := [(row["id"], row["text"][:EXCERPT_CHARS], *verdict) for row, verdict in group if verdict]:
-                columns = dict(zip(DROPPED.names, zip(*gone, strict=True), strict=True))
-                dropped.write_table(pa.Table.from_pydict(columns, DROPPED))
-            documents += len(stay)
-            size_bytes += sum(len(row["text"].encode()) for row in stay)
-            reasons.update(row[2] for row in gone)
+        for table in _filled(_parted(judged, dropped, reasons)):
+            kept.write_table(table)
+            documents += len(table)
+            size_bytes += pc.sum(pc.binary_length(table["text"])).as_py()  # ty: ignore[unresolved-attribute]
     return {"documents": documents, "bytes": size_bytes, "dropped": dict(reasons)}
 
 
-def _groups(pairs: Iterable[tuple[Mapping[str, Any], Verdict]]) -> Iterator[list[tuple[Mapping[str, Any], Verdict]]]:
-    """Row groups of about 4 MiB, the most that a reader must hold at once; the last may be empty."""
-    group, size = [], 0
+def _parted(judged: Iterable, dropped: pq.ParquetWriter, reasons: Counter[str]) -> Iterator[pa.Table]:
+    """What stays of each table; what goes is written to `dropped` and counted."""
+    for table, verdicts in judged:
+        gone = [(row, *verdict) for row, verdict in enumerate(verdicts) if verdict]
+        if not gone:
+            yield table
+            continue
+        places, why, scores, kept_ids = map(list, zip(*gone, strict=True))
+        lost = table.take(places)
+        details = pc.utf8_slice_codeunits(lost["text"], 0, EXCERPT_CHARS)  # ty: ignore[unresolved-attribute]
+        dropped.write_table(pa.table([lost["id"], details, why, scores, kept_ids], DROPPED))
+        reasons.update(why)
+        yield table.filter(pa.array([verdict is None for verdict in verdicts]))
+
+
+def _filled(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, small tables joined to row groups of about 4 MiB, the most that a reader must hold at once."""
+    waiting = list[pa.Table]()
+    for table in filter(len, tables):
+        joined = [*waiting, table]
+        if waiting and (sum(t.nbytes for t in joined) > GROUP_BYTES * 5 // 4 or sum(map(len, joined)) > GROUP_ROWS):
+            yield pa.concat_tables(waiting)
+            joined = [table]
+        waiting = joined
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def gathered(pairs: Iterable[tuple[Mapping[str, Any], Verdict]], schema: pa.Schema) -> Iterator[tuple[pa.Table, list]]:
+    """Rows and their verdicts one by one to tables of about 4 MiB with theirs."""
+    rows, verdicts, size = list[Mapping](), list[Verdict](), 0
     for row, verdict in pairs:
-        group.append((row, verdict))
+        rows.append(row)
+        verdicts.append(verdict)
         size += len(row["text"])
-        if size >= GROUP_BYTES or len(group) >= GROUP_ROWS:
-            yield group
-            group, size = [], 0
-    yield group
+        if size >= GROUP_BYTES or len(rows) >= GROUP_ROWS:
+            yield pa.Table.from_pylist(rows, schema), verdicts
+            rows, verdicts, size = [], [], 0
+    yield pa.Table.from_pylist(rows, schema), verdicts
 
 
 def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts]) -> Part:

@@ -8,6 +8,7 @@ where a part before it has changed, a part is judged again from those that were 
 """
 
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from datasketch import LeanMinHash, MinHash, MinHashLSH
 from pydantic import Field
 
 from tasks.artifacts import Corpus, Metrics
-from tasks.corpus import Facts, Sieve, Verdict, place, settle, sift, tables
+from tasks.corpus import Facts, Sieve, Verdict, groups, place, settle, sift, tables
 from tasks.files import file_digest, link
 from tasks.manifest import key_of
 from tasks.runtime import progress
@@ -101,7 +102,7 @@ def _lean(row: np.ndarray) -> LeanMinHash:
 
 def _sign(path: Path, permutations_2K: np.ndarray, ngram: int, folder: Path) -> Facts:
     """The row of every document of a part."""
-    signed = progress(spread(partial(sign, permutations_2K, ngram), tables(path, ["text"])), "row groups")
+    signed = progress(spread(partial(sign, permutations_2K, ngram), groups(path)), "row groups")
     none = np.empty((0, permutations_2K.shape[1] + EXACT), np.uint32)
     np.save(folder / ROWS, np.concatenate([none, *(rows for _, rows in signed)]))
     return {}
@@ -113,5 +114,5 @@ def _build(path: Path, rows: Path, index: Index, folder: Path) -> Facts:
     names = pq.read_table(path, columns=["id"])["id"].to_pylist()
     verdicts = [index.judge(name, row) for name, row in zip(names, np.load(rows), strict=True)]
     np.save(folder / KEPT, np.array([verdict is None for verdict in verdicts], bool))
-    documents = (row for table in tables(path) for row in table.to_pylist())
-    return sift(folder, pq.read_schema(path), zip(documents, verdicts, strict=True))
+    stream = iter(verdicts)
+    return sift(folder, pq.read_schema(path), ((table, list(islice(stream, len(table)))) for table in tables(path)))

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 
 from gpt.errors import UserError
 from tasks.artifacts import Corpus, Metrics
-from tasks.corpus import Facts, Sieve, place, settle, sift, studied
+from tasks.corpus import Facts, Sieve, groups, place, settle, sift
 from tasks.files import file_digest
 from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.text.rules import RULES, Lexicon, judge, lexicon
+from tasks.workers import spread
 
 LISTED = "fuck fucking motherfucker cunt whore slut faggot nigger nigga kike puta hijoputa gilipollas maricón zorra"
 """The built-in list: a floor, not a toxicity filter. Real lists come by `wordlists`."""
@@ -55,7 +56,7 @@ class Filter(Sieve):
         return {"wordlists": [hashlib.sha256(_read(name).encode()).hexdigest() for name in self.wordlists]}
 
 
-@stage(Corpus, version="1")
+@stage(Corpus, version="2")
 def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
     """Drop documents that break a quality rule or hold too many listed words, each with its reason."""
     words = lexicon([line for name in config.wordlists for line in _read(name).splitlines()] or LISTED.split())
@@ -67,7 +68,8 @@ def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
 
 
 def _build(path: Path, limits: dict[str, float | None], words: Lexicon, folder: Path) -> Facts:
-    return sift(folder, pq.read_schema(path), studied(partial(judge, limits, words), path))
+    judged = progress(spread(partial(judge, limits, words), groups(path)), "row groups")
+    return sift(folder, pq.read_schema(path), ((group.table(), verdicts) for group, verdicts in judged))
 
 
 def _read(name: str) -> str:

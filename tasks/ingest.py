@@ -18,7 +18,7 @@ from pydantic import Field
 from gpt.errors import UserError
 from tasks import pydocs
 from tasks.artifacts import Corpus, Metrics
-from tasks.corpus import DOCUMENT, Facts, Part, Sieve, Verdict, place, settle, sift
+from tasks.corpus import DOCUMENT, Facts, Part, Sieve, Verdict, gathered, place, settle, sift
 from tasks.files import file_digest
 from tasks.records import BadFile, column_types, rows
 from tasks.runtime import progress, say
@@ -77,8 +77,9 @@ def _build(source: Source, config: Ingest, folder: Path) -> Facts:
         _check_column(source, config.text_column)
     elif source.size_bytes > config.max_doc_bytes:
         say(f"{source.path} is longer than ingest.max_doc_bytes={config.max_doc_bytes:,}: split at blank lines")
+    schema = pa.schema([*DOCUMENT, *carried])
     try:
-        facts = sift(folder, pa.schema([*DOCUMENT, *carried]), progress(_judged(source, config), "rows"))
+        facts = sift(folder, schema, gathered(progress(_judged(source, config), "rows"), schema))
     except (pa.ArrowException, UnicodeError, OverflowError) as error:
         what = f"{source.path}: a column is not what ingest.carry={config.carry} says"
         raise BadFile(f"{what} ({str(error).partition(chr(10))[0]}); give its type or leave it out") from error

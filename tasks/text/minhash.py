@@ -7,8 +7,8 @@ import hashlib
 import zlib
 
 import numpy as np
-import pyarrow as pa
 
+from tasks.corpus import Group
 from tasks.text.words import words
 
 # D documents, K permutations, S shingles; a row has K + 4 words of 32 bits
@@ -16,10 +16,10 @@ GOLD, MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFF51AFD7ED558CCD)
 BLOCK = 4_096  # shingles at a time: 2 MB of products at 128 permutations, whatever the document's length
 
 
-def sign(permutations_2K: np.ndarray, ngram: int, table: pa.Table) -> np.ndarray:
-    """Rows (D, K + 4) uint32 of a table's `text`: the signature, then 128 bits of the text but for case and blanks."""
+def sign(permutations_2K: np.ndarray, ngram: int, group: Group) -> np.ndarray:
+    """Rows (D, K + 4) uint32 of a row group's `text`: the signature, then 128 bits of the text but for case and blanks."""
     rows = []
-    for text in table["text"].to_pylist():
+    for text in group.table(["text"])["text"].to_pylist():
         exact = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()[:16]
         signature_K = signature(permutations_2K, shingles(words(text) or [text], ngram))
         rows.append(np.concatenate([signature_K, np.frombuffer(exact, "<u4")]))

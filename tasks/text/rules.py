@@ -7,8 +7,7 @@ The measures are Gopher's (Rae et al. 2021, appendix A) with words as `\\w+`. A 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
-
+from tasks.corpus import Group
 from tasks.text.words import STOP_WORDS, language, words
 
 BULLETS = ("•", "‣", "●", "◦", "·", "- ", "* ")
@@ -55,9 +54,9 @@ WORD_RULES = tuple(RULES)[1:6]
 """Rules that hold only where the language is detected, since other languages have other words."""
 
 
-def judge(limits: Limits, lexicon: Lexicon, table: pa.Table) -> list[Verdict]:
-    """The verdict on each row of a table with a `text` column."""
-    return [verdict(read(text, lexicon), limits) for text in table["text"].to_pylist()]
+def judge(limits: Limits, lexicon: Lexicon, group: Group) -> list[Verdict]:
+    """The verdict on each row of a row group."""
+    return [verdict(read(text, lexicon), limits) for text in group.table(["text"])["text"].to_pylist()]
 
 
 def verdict(document: Document, limits: Limits) -> Verdict:
