@@ -62,7 +62,9 @@ def test_clicks_lead_from_the_alias_to_the_data_the_runs_behind_it_and_the_run_i
     trained = follow(page, "pretrain")
     shows(trained, "5 pretrain", "3 tokenizer", "shard (")
     trained.get_by_text("Model metrics", exact=True).click()
-    shows(trained, "train", "val", "perf", "tokens_per_s", "loss", exact=True)
+    shows(trained, "perf", "tokens_per_s", "train", exact=True)
+    trained.get_by_text("val", exact=True).scroll_into_view_if_needed()  # charts are drawn when they are in sight
+    shows(trained, "loss", exact=True)
     trained.get_by_text("Overview", exact=True).click()
     read = follow(follow(follow(trained, "4 shard"), "2 dedup"), "1 ingest")
     shows(read, "1 ingest", "From its sources", "data/documents")
