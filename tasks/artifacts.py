@@ -57,6 +57,10 @@ class Corpus(Artifact):
         return sorted(self.path.glob("part-*.parquet"))
 
 
+class Classifier(Artifact):
+    """A model of toxic lines: `model.safetensors`, `model.json`."""
+
+
 class Tokenizer(Artifact):
     """The Hugging Face file set plus `ranks.tiktoken`."""
 
