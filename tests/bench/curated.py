@@ -105,15 +105,17 @@ def pieces(seed: int, wanted: re.Pattern | None = None) -> Iterator[str]:
             yield from chunks(text, draw)
 
 
-def take(size: float, stream: Iterator[str]) -> list[str]:
-    """The first `size` bytes of them."""
+def take(size: float, stream: Iterator[str], all_of_it: bool = True) -> list[str]:
+    """The first `size` bytes of them; as many as there are where that will do."""
     taken = []
     for piece in stream:
         taken.append(piece)
         size -= len(piece.encode())
         if size < 0:
             return taken
-    raise SystemExit(f"this machine has {size / 1e6:.1f} MB less text; lower --mb")
+    if all_of_it:
+        raise SystemExit(f"this machine has {size / 1e6:.1f} MB less text; lower --mb")
+    return taken
 
 
 # -- copies -----------------------------------------------------------------------------------------------------------
@@ -297,7 +299,7 @@ def curate(out: Path, mb: float, seed: int = 11, files: int = 1) -> None:
     """Write the corpus, what was injected, and the truth."""
     draw = random.Random(seed)
     base = mb * 1e6 / 1.24  # copies are about a quarter more
-    texts = take(base * 0.03, pieces(seed, EAST)) + take(base * 0.97, pieces(seed))
+    texts = take(base * 0.03, pieces(seed, EAST), all_of_it=False) + take(base * 0.97, pieces(seed))
     texts += (few := short(texts, SHORT * len(texts) // 1000, draw))
     copies = injected(texts[: len(texts) - len(few)], draw)
     first = len(texts) - len(few)
