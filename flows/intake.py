@@ -61,9 +61,9 @@ class Change(NamedTuple):
 
 def entry(source: Source) -> str:
     """What a recipe lists to name this one source."""
-    if source.kind != "file":
+    if source.kind not in ("file", "url"):
         return source.path
-    path = os.path.abspath(Path(source.path).expanduser())
+    path = source.path if source.kind == "url" else os.path.abspath(Path(source.path).expanduser())
     return f"{source.format}:{path}" if source.format.startswith("hf:") else path
 
 

@@ -21,8 +21,8 @@ from gpt.failpoints import failpoint
 from tasks.artifacts import Config
 from tasks.files import locked, sync
 from tasks.manifest import canonical, read_manifest
+from tasks.remote import is_url
 from tasks.runtime import say
-from tasks.sources import find
 from tasks.stage import Session
 from tasks.store import Store
 from tasks.tokenizer import Vocabulary
@@ -72,7 +72,7 @@ def refresh(recipe: Recipe, store: Store, train: bool = False) -> Report:
         if before.asked and not {*before.asked} & {*asked(recipe)}:
             what = f"name={recipe.name}: this store knows it with other sources ({before.asked[0]}, ...)"
             raise UserError(f"{what}; give this recipe a name of its own, or remove {file}")
-        change = compare(before.sources, find(recipe.ingest.sources, recipe.ingest.max_mb, note=say))
+        change = compare(before.sources, recipe.ingest.found(note=say))
         session = run(planned(recipe, before, change, store), store, until="" if train else "shard")
         made, known = report(recipe.name, session, change)
         show(made, session)
@@ -97,7 +97,7 @@ def planned(recipe: Recipe, before: Memory, change: Change, store: Store) -> Rec
 def asked(recipe: Recipe) -> tuple[str, ...]:
     """What the recipe lists as sources, the same from any working folder."""
     abstract = ("hf:", "pydocs")
-    return tuple(e if e.startswith(abstract) else os.path.abspath(e) for e in recipe.ingest.sources)
+    return tuple(e if e.startswith(abstract) or is_url(e) else os.path.abspath(e) for e in recipe.ingest.sources)
 
 
 def _with(config: C, **fields: Any) -> C:

@@ -20,6 +20,8 @@ from pydantic import Field
 from gpt.errors import UserError
 from tasks.artifacts import Config, Metrics
 from tasks.files import link
+from tasks.parts import Job, built
+from tasks.parts import Part as Part
 from tasks.store import part
 
 STRING, DOUBLE = pa.string(), pa.float64()
@@ -30,8 +32,6 @@ EXCERPT_CHARS, EXAMPLES, TOP_REASONS = 200, 20, 12
 
 Facts = dict[str, Any]
 """What a part says of itself: documents, bytes, dropped {reason: count}."""
-Part = tuple[Path, Facts]
-"""A part's folder in the store, and its facts."""
 Verdict = tuple[str, float | None, str | None] | None
 """Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays."""
 
@@ -128,10 +128,19 @@ def gathered(pairs: Iterable[tuple[Mapping[str, Any], Verdict]], schema: pa.Sche
 
 def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts]) -> Part:
     """Build or reuse one part and link its two files into the artifact."""
-    folder, facts = part(identity, build)
-    link(folder / "part.parquet", out / f"part-{number:05d}.parquet")
-    link(folder / "dropped.parquet", out / "dropped" / f"part-{number:05d}.parquet")
-    return folder, facts
+    return linked(out, number, part(identity, build))
+
+
+def placed(out: Path, jobs: Sequence[Job]) -> Iterator[Part]:
+    """As `place`, for parts that know nothing of each other: side by side where many are missing."""
+    return (linked(out, number, made) for number, made in enumerate(built(jobs)))
+
+
+def linked(out: Path, number: int, made: Part) -> Part:
+    """Link a part's two files into the artifact."""
+    link(made[0] / "part.parquet", out / f"part-{number:05d}.parquet")
+    link(made[0] / "dropped.parquet", out / "dropped" / f"part-{number:05d}.parquet")
+    return made
 
 
 def settle(out: Path, stage: str, parts: Sequence[Part], max_drop_share: float, way_out: str) -> Metrics:

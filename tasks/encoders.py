@@ -96,9 +96,10 @@ class Watched:
         self._seen = 0
 
     def watch(self, head: bool) -> "Watched":
-        """Begin with the head of a shard, or somewhere inside it."""
-        self._seen = 0 if head else HEAD
-        return self
+        """Begin with the head of a shard, or somewhere inside it. Threads may each have one."""
+        fresh = Watched(self._engine, self._reference)
+        fresh._seen = 0 if head else HEAD
+        return fresh
 
     def encode_batch(self, texts: list[str]) -> Ids:
         """The ids of all texts, and how many each has; Differs when a text looked at has others."""

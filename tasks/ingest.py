@@ -1,13 +1,13 @@
 """Read the sources into one Corpus: stable ids, checked text, what cannot be used dropped with its reason, all counted.
 
-In: files, folders, globs, Hugging Face datasets, `pydocs` (tasks/sources.py). Out: Corpus, one part per source, which
-a later run with more sources links instead of reading again. `logs/sources.json` says what was read.
+In: files, folders, globs, URLs, Hugging Face datasets, `pydocs` (tasks/sources.py). Out: Corpus, one part per source,
+which a later run with more sources links instead of reading again. `logs/sources.json` says what was read.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,19 +18,25 @@ from pydantic import Field
 from gpt.errors import UserError
 from tasks import pydocs
 from tasks.artifacts import Corpus, Metrics
-from tasks.corpus import DOCUMENT, Facts, Part, Sieve, Verdict, gathered, place, settle, sift
+from tasks.corpus import DOCUMENT, Facts, Part, Sieve, Verdict, gathered, linked, settle, sift
 from tasks.files import file_digest
+from tasks.parts import built
 from tasks.records import BadFile, column_types, rows
+from tasks.remote import Limits
 from tasks.runtime import progress, say
 from tasks.sources import Source, find
 from tasks.stage import stage
+
+FETCHING = ("private_addresses", "max_fetch_gb")
+"""Settings that no part depends on."""
 
 
 class Ingest(Sieve):
     """What to read and how."""
 
     sources: tuple[str, ...] = ("pydocs",)
-    """Files, folders, globs, hf:NAME[:CONFIG][:SPLIT], hf:csv:FILE, or pydocs: the installed documentation."""
+    """Files, folders, globs, http(s), s3, gs and hf URLs of files, hf:NAME[:CONFIG][:SPLIT], hf:csv:FILE, or pydocs:
+    the installed documentation."""
     text_column: str = "text"
     """The column, or JSON key, that holds the text."""
     carry: dict[str, Literal["string", "int64", "double", "bool"]] = Field({})
@@ -42,25 +48,36 @@ class Ingest(Sieve):
     bad_files: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be read as a whole."""
 
+    private_addresses: bool = False
+    """Whether URLs may lead to this machine and to private networks."""
+    max_fetch_gb: float = Field(200.0, gt=0)
+    """Cap of one download."""
+
     def outside(self) -> dict[str, Any]:
         """The sources by content."""
-        return {"sources": [source.identity for source in find(self.sources, self.max_mb)]}
+        return {"sources": [source.identity for source in self.found()]}
+
+    def found(self, note: Callable[[str], object] = str) -> list[Source]:
+        """The sources, those of URLs fetched."""
+        limits = Limits(self.private_addresses, int(self.max_fetch_gb * 1e9))
+        return find(self.sources, self.max_mb, note, limits)
 
 
 @stage(Corpus, version="1")
 def ingest(out: Path, config: Ingest) -> Metrics:
     """Read the sources into one Corpus and say how big it is."""
     parts, report = list[Part](), list[dict[str, Any]]()
-    tolerated = BadFile if config.bad_files == "skip" else ()
-    reading = config.model_dump(mode="json", exclude={"sources", "bad_files", "max_drop_share"})
-    sources = find(config.sources, config.max_mb, note=say)
-    for source in progress(sources, "sources", len(sources)):
-        try:
-            folder, facts = place(out, len(parts), [source.identity, reading], partial(_build, source, config))
-        except tolerated as error:
-            say(f"skipped: {error}")
+    tolerated = (BadFile,) if config.bad_files == "skip" else ()
+    reading = config.model_dump(mode="json", exclude={"sources", "bad_files", "max_drop_share", *FETCHING})
+    sources = config.found(note=say)
+    jobs = [([source.identity, reading], partial(_build, source, config)) for source in sources]
+    made = zip(sources, built(jobs, gil=True, tolerated=tolerated, least=2), strict=True)
+    for source, part in progress(made, "sources", len(sources)):
+        if isinstance(part, BadFile):
+            say(f"skipped: {part}")
             continue
-        parts.append((folder, facts))
+        parts.append(linked(out, len(parts), part))
+        facts = part[1]
         size = {"bytes": source.size_bytes or facts["bytes"], "documents": facts["documents"]}
         report.append({"path": source.path, "kind": source.kind, "digest": source.digest, **size})
     (out / "logs").mkdir(exist_ok=True)
@@ -83,7 +100,7 @@ def _build(source: Source, config: Ingest, folder: Path) -> Facts:
     except (pa.ArrowException, UnicodeError, OverflowError) as error:
         what = f"{source.path}: a column is not what ingest.carry={config.carry} says"
         raise BadFile(f"{what} ({str(error).partition(chr(10))[0]}); give its type or leave it out") from error
-    if source.kind == "file" and file_digest(Path(source.path)) != source.digest:
+    if source.file and file_digest(Path(source.file)) != source.digest:
         raise UserError(f"{source.path} changed while it was read; nothing of it was kept; run again")
     return facts
 

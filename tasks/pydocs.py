@@ -9,6 +9,7 @@ import hashlib
 import platform
 import sysconfig
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -19,6 +20,7 @@ from tasks.workers import spread
 FIRST = ("numpy", "pandas", "networkx", "scikit-learn", "scipy", "matplotlib")  # much good prose; others follow by name
 SKIPPED = {"test", "tests", "idle_test", "conftest.py", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
 PIECE_CHARS, SHORTEST_CHARS = 1_200, 200
+QUIET = threading.Lock()  # what is ignored is ignored in all threads
 
 Module = tuple[str, str, Path]
 """Distribution as name==version, dotted module name, file."""
@@ -35,7 +37,7 @@ def fingerprint(max_mb: float) -> str:
 def documents(max_mb: float) -> Iterator[dict[str, str]]:
     """Yield {text, source} up to `max_mb` MB of text; source is like numpy==2.1.0, the standard library comes first."""
     left_bytes = max_mb * 1e6
-    for (source, *_), described in spread(_described, _modules()):
+    for (source, *_), described in spread(_described, _modules(), gil=True):
         for text in (text for heading, doc, members in described for text in _pack(heading, doc, members)):
             left_bytes -= len(text.encode(errors="replace"))
             if left_bytes < 0:
@@ -45,7 +47,7 @@ def documents(max_mb: float) -> Iterator[dict[str, str]]:
 
 def functions() -> Iterator[Member]:
     """Yield (qualified name, signature, first paragraph) of the standard library's public, well described functions."""
-    for _, described in spread(_described, _standard_library()):
+    for _, described in spread(_described, _standard_library(), gil=True):
         for name, signature, doc in (member for _, _, members in described for member in members):
             first = " ".join(doc.partition("\n\n")[0].split())
             if "._" not in f".{name}" and 40 <= len(first) <= 300 and first.endswith("."):
@@ -80,7 +82,7 @@ def _in_order(source: str, root: Path, files: Iterable[PurePath]) -> Iterator[Mo
 def _described(module: Module) -> list[tuple[str, str, list[Member]]]:
     """(heading, docstring, documented functions) of the module and of each of its classes."""
     _, name, path = module
-    with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
+    with QUIET, warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
         try:
             tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError, RecursionError):

@@ -20,6 +20,7 @@ from tasks.sources import Source
 Row = tuple[dict[str, Any], str]
 MAX_RATIO, ROOM_BYTES = 200, 64 << 20
 """Decoded bytes per byte on disk from which a file is taken for a bomb; the first 64 MiB are free."""
+PAGE_BYTES, LARGE_BYTES = 1 << 20, 4 << 20
 BATCH_ROWS = 64  # at the cap of 10 MB a document a batch is 640 MB; larger batches are no faster
 BINARY, STRINGS = pa.large_binary(), (pa.string(), pa.large_string(), pa.string_view())
 
@@ -42,7 +43,7 @@ def column_types(source: Source) -> dict[str, str]:
     """Columns and their types, `text` for strings: by schema in parquet, else by the first row that can be read."""
     if source.format == "parquet":
         with _readable(source):
-            return {f.name: "text" if _is_text(f.type) else str(f.type) for f in pq.read_schema(source.path)}
+            return {f.name: "text" if _is_text(f.type) else str(f.type) for f in pq.read_schema(source.file)}
     first = next((row for row, reason in rows(source, ("text",), 10_000_000) if not reason), {})
     return {name: "text" if isinstance(value, str) else type(value).__name__ for name, value in first.items()}
 
@@ -64,15 +65,35 @@ def _readable(source: Source) -> Generator[None]:
 
 def _parquet_rows(source: Source, columns: Sequence[str], _: int) -> Iterator[Row]:
     decoded = 0
-    with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
+    # Page by page: else a column of a row group comes into memory as a whole, and some files have but one row group.
+    with pq.ParquetFile(source.file, page_checksum_verification=True, pre_buffer=False, buffer_size=PAGE_BYTES) as file:
         names = [name for name in columns if name in file.schema_arrow.names]
-        for batch in file.iter_batches(BATCH_ROWS, columns=names):
+        for batch in file.iter_batches(_batch_rows(source, file.metadata, names), columns=names):
             # Strings as binary: Arrow does not check UTF-8 on reading, and `to_pylist` would fail for the whole batch.
             plain = [array.cast(BINARY) if _is_text(array.type) else array for array in map(batch.column, names)]
             decoded += sum(array.nbytes for array in plain)
             _check_ratio(source, decoded)
             for values in zip(*(array.to_pylist() for array in plain), strict=True):
                 yield dict(zip(names, map(_text, values), strict=True)), ""
+
+
+def _batch_rows(source: Source, about: pq.FileMetaData, names: Sequence[str]) -> int:
+    """Rows to take at a time; one where a dictionary is large, as all of them may be its longest entry.
+
+    A dictionary comes into memory as a whole, so what it will be there is asked before.
+    """
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    columns = [group.column(n) for group in groups for n in range(group.num_columns)]
+    wanted = [column for column in columns if column.path_in_schema in names]
+    _check_ratio(source, sum(column.total_uncompressed_size for column in wanted))
+    large = any(c.has_dictionary_page and _dictionary_bytes(c) > LARGE_BYTES for c in wanted)
+    return 1 if large else BATCH_ROWS
+
+
+def _dictionary_bytes(column: pq.ColumnChunkMetaData) -> float:
+    """About what a column's dictionary is in memory: its bytes in the file by how well the column is packed."""
+    packed = column.data_page_offset - (column.dictionary_page_offset or column.data_page_offset)
+    return packed * column.total_uncompressed_size / max(1, column.total_compressed_size)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -94,7 +115,7 @@ def _check_ratio(source: Source, decoded: int) -> None:
 
 def _json_rows(source: Source, _: Sequence[str], cap_bytes: int) -> Iterator[Row]:
     packing, decoded, inside = {"jsonl.gz": "gzip", "jsonl.zst": "zstd"}.get(source.format), 0, False
-    with io.BufferedReader(pa.input_stream(source.path, compression=packing), 1 << 20) as stream:
+    with io.BufferedReader(pa.input_stream(source.file, compression=packing), 1 << 20) as stream:
         while piece := stream.readline(4 * cap_bytes):
             decoded += len(piece)
             _check_ratio(source, decoded)
@@ -114,7 +135,7 @@ def _parsed(line: bytes) -> Row:
 
 def _text_rows(source: Source, columns: Sequence[str], cap_bytes: int) -> Iterator[Row]:
     """The whole file; above the cap, pieces that join to it."""
-    with open(source.path, "rb") as file:
+    with open(source.file, "rb") as file:
         kept = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
         while piece := kept + file.read(cap_bytes - len(kept)):
             cut = _cut(piece) if file.peek(1) else len(piece)
@@ -133,7 +154,7 @@ def _cut(piece: bytes) -> int:
 def _hugging_face_rows(source: Source, *_: Any) -> Iterator[Row]:
     import datasets
 
-    asked: dict[str, Any] = {"path": source.format.removeprefix("hf:"), "data_files": source.path, "split": "train"}
+    asked: dict[str, Any] = {"path": source.format.removeprefix("hf:"), "data_files": source.file, "split": "train"}
     if source.kind == "hub":
         named = source.identity
         asked = {"path": named["hub"], "name": named["config"], "revision": named["commit"], "split": named["split"]}

@@ -206,6 +206,11 @@ def building(store: Store, stage: str, version: str) -> Generator[None]:
         _building.reset(token)
 
 
+def here() -> Building | None:
+    """The stage at work; None outside of a run."""
+    return _building.get()
+
+
 def part(identity: Any, fill: Fill, *, counts: bool = True) -> tuple[Path, dict[str, Any]]:
     """Build one part once per (stage, version, identity); return its folder and the JSON facts that `fill` returned.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,14 +94,14 @@ class Feed:
         self.units, self.wanted, self._said = units, wanted, set[str]()
         chosen = [unit for part in wanted for unit in units[part]]
         # Workers take a second to start, in which one process encodes a unit.
-        encoded = spread(encode, chosen) if size > UNIT_BYTES else ((unit, encode(unit)) for unit in chosen)
+        encoded = spread(encode, chosen, gil=True) if size > UNIT_BYTES else ((unit, encode(unit)) for unit in chosen)
         self._stream = progress(encoded, "units of 8 MB", len(chosen))
 
     def of(self, part: int) -> list[Encoded]:
         """A part's units. One that nobody thought to miss, as it was found damaged, is encoded by itself."""
         mine = dropwhile(lambda pair: pair[0].part < part, self._stream)  # a twin may have made the part before
-        found = islice(mine, len(self.units[part])) if part in self.wanted else spread(encode, self.units[part])
-        encoded = [result for _, result in found]
+        alone = partial(spread, encode, self.units[part], gil=True)
+        encoded = [result for _, result in (islice(mine, len(self.units[part])) if part in self.wanted else alone())]
         for note in dict.fromkeys(e.note for e in encoded if e.note and e.note not in self._said):
             self._said.add(note)
             say(f"tiktoken encodes: {note}")

@@ -53,7 +53,7 @@ def test_two_files_with_equal_content_count_once(tmp_path):
     assert heard == [f"{tmp_path}/b.txt has the content of {tmp_path}/a.txt and counts once"]
 
 
-@pytest.mark.parametrize("entry", ["no/such.txt", "no/*.jsonl", ".", "table.xlsx", "text.txt.gz", "http://x.org/a.txt"])
+@pytest.mark.parametrize("entry", ["no/such.txt", "no/*.jsonl", ".", "table.xlsx", "text.txt.gz", "ftp://x.org/a.txt"])
 def test_what_cannot_be_read_is_refused_in_one_line_that_names_it(entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.xlsx").write_bytes(b"x")
