@@ -225,7 +225,7 @@ def surroundings() -> dict[str, Any]:
     commit, here = "", Path(__file__).parent
     with suppress(OSError, subprocess.CalledProcessError):  # no git on this machine, or no checkout
         commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here, text=True, stderr=subprocess.DEVNULL)
-    names = ("torch", "numpy", "pyarrow", "tokenizers", "tiktoken", "datasketch", "transformers")
+    names = ("torch", "numpy", "pyarrow", "tokenizers", "tiktoken", "numba", "transformers")
     libraries = {name: importlib.metadata.version(name) for name in names}
     about = {"libraries": libraries, "python": platform.python_version(), "machine": platform.machine()}
     return {"commit": commit.strip(), **about}

@@ -73,14 +73,12 @@ def test_removed_are_like_what_stays_and_what_stays_is_not_alike(tmp_path):
     stays = {row["id"] for row in kept}
     assert len(kept) + len(dropped) == len(TEXTS)
     worst = min(jaccard(text[row["id"]], text[row["kept_id"]]) for row in dropped)
-    assert worst > 0.65, f"a document went that is alike by {worst:.2f} only"
-    assert all(row["kept_id"] in stays and row["score"] >= 0.8 for row in dropped)
-    missed = [pair for pair in combinations(kept, 2) if jaccard(pair[0]["text"], pair[1]["text"]) > 0.9]
-    assert not missed, f"{len(missed)} pairs above 0.9 stay"
-    reasons = [row["reason"] for row in dropped if TEXTS[int(row["id"][2:])].isupper()]
-    assert reasons == ["exact"] * 60
-    punctuation = [row for row in dropped if "," in row["detail"]]
-    assert [(row["reason"], row["score"]) for row in punctuation] == [("near", 1.0)] * 60
+    assert worst > 0.6, f"a document went that is alike by {worst:.2f} only"
+    assert all(row["kept_id"] in stays and row["score"] >= 0.7 for row in dropped)
+    missed = [pair for pair in combinations(kept, 2) if jaccard(pair[0]["text"], pair[1]["text"]) > 0.8]
+    assert not missed, f"{len(missed)} pairs above 0.8 stay"
+    reasons = [row["reason"] for row in dropped if TEXTS[int(row["id"][2:])].isupper() or "," in row["detail"]]
+    assert reasons == ["exact"] * 120
 
 
 def test_a_document_that_is_like_a_removed_one_only_stays(tmp_path):
@@ -92,9 +90,19 @@ def test_a_document_that_is_like_a_removed_one_only_stays(tmp_path):
     assert near[0] > 0.83
     assert near[1] > 0.83
     assert near[2] < 0.75, near
-    kept, dropped = run(tmp_path / "out", corpus(tmp_path / "in", texts))
+    kept, dropped = run(tmp_path / "out", corpus(tmp_path / "in", texts), threshold=0.8)
     assert [row["id"] for row in kept] == ["0-0", "0-2"]
     assert [(row["id"], row["kept_id"]) for row in dropped] == [("0-1", "0-0")]
+    kept, dropped = run(tmp_path / "all", corpus(tmp_path / "again", texts), threshold=0.8, policy="components")
+    assert [(row["id"], row["kept_id"]) for row in dropped] == [("0-1", "0-0"), ("0-2", "0-0")]
+
+
+def test_the_longest_stays_where_it_is_asked_for(tmp_path):
+    short = BASE[0]
+    texts = [BASE[1], short, f"{short} and one more", short]
+    kept, dropped = run(tmp_path / "out", corpus(tmp_path / "in", texts[:2], texts[2:]), prefer="longest")
+    assert [row["id"] for row in kept] == ["0-0", "1-0"]
+    assert {(row["id"], row["kept_id"]) for row in dropped} == {("0-1", "1-0"), ("1-1", "1-0")}
 
 
 @settings(max_examples=8, deadline=None)

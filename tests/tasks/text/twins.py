@@ -19,7 +19,7 @@ def toxic_rate(
     scores, counts = [], []
     for line in text.split("\n"):
         found = list(toxic_stretches(line, 64))
-        sums = [bias + math.fsum(weights[f] for f in features) / math.sqrt(len(features)) for _, features in found]
+        sums = [bias + math.fsum(weights[f] for f in features) / math.sqrt(len(features) + 40) for _, features in found]
         scores.append(max(sums, default=-1e9))
         counts.append(sum(len([e for e in listed if tuple(words[at : at + len(e)]) == e])
                           for words, _ in found for at in range(len(words))))  # fmt: skip
@@ -74,3 +74,39 @@ def _fnv(word: str) -> int:
 def _spread(h: int) -> int:
     h = (h ^ h >> 32) * MIX % WHOLE
     return h ^ h >> 29
+
+
+# -- words and shingles -----------------------------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    """The words of a text that is in lower case already."""
+    return [word for word, _ in _words(text)]
+
+
+def word_hash(word: str) -> int:
+    """The hash of one word."""
+    return _spread(_fnv(word))
+
+
+def shingles(text: str, ngram: int) -> list[int]:
+    """32-bit hashes of each `ngram` words in a row, of all words where there are fewer; `text` is put in lower case."""
+    hashes = [word_hash(word) for word in words(lowered(text))]
+    spans = [hashes[at : at + ngram] for at in range(max(1, len(hashes) - ngram + 1))] if hashes else []
+    return [_shingle(span) for span in spans]
+
+
+def _shingle(hashes: list[int]) -> int:
+    roll = 0
+    for one in hashes:
+        roll = (roll * GOLD + one) % WHOLE
+    x = (roll ^ roll >> 33) * MIX % WHOLE
+    return (x ^ x >> 33) >> 32
+
+
+def lowered(text: str) -> str:
+    """Arrow's lower case, character by character, which is not Python's for `İ` and a final `Σ`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.utf8_lower(pa.scalar(text)).as_py()
