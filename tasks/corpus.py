@@ -81,7 +81,7 @@ def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[pa.Table, Seque
         for table in _filled(_parted(judged, dropped, reasons)):
             kept.write_table(table)
             documents += len(table)
-            size_bytes += pc.sum(pc.binary_length(table["text"])).as_py()  # ty: ignore[unresolved-attribute]
+            size_bytes += pc.sum(pc.binary_length(table["text"])).as_py()  # ty: ignore[missing-attribute]
     return {"documents": documents, "bytes": size_bytes, "dropped": dict(reasons)}
 
 
@@ -94,7 +94,7 @@ def _parted(judged: Iterable, dropped: pq.ParquetWriter, reasons: Counter[str]) 
             continue
         places, why, scores, kept_ids = map(list, zip(*gone, strict=True))
         lost = table.take(places)
-        details = pc.utf8_slice_codeunits(lost["text"], 0, EXCERPT_CHARS)  # ty: ignore[unresolved-attribute]
+        details = pc.utf8_slice_codeunits(lost["text"], 0, EXCERPT_CHARS)  # ty: ignore[missing-attribute]
         dropped.write_table(pa.table([lost["id"], details, why, scores, kept_ids], DROPPED))
         reasons.update(why)
         yield table.filter(pa.array([verdict is None for verdict in verdicts]))

@@ -216,7 +216,7 @@ def _signs(permutations_2K: np.ndarray, ngram: int, group: Group) -> tuple[np.nd
     """Of a row group's documents the signatures' low bytes, and the words' hash beside the length in bytes."""
     texts = group.table(["text"])["text"]
     signed = sign(texts, permutations_2K, ngram)
-    sizes_D = pc.binary_length(texts).to_numpy().astype(np.uint64)  # ty: ignore[unresolved-attribute]
+    sizes_D = pc.binary_length(texts).to_numpy().astype(np.uint64)  # ty: ignore[missing-attribute]
     return signed.signatures_DK.astype(np.uint8), np.stack([signed.content_D, sizes_D], axis=1)
 
 

@@ -49,7 +49,7 @@ class Texts(NamedTuple):
 
 def lowered(column: pa.ChunkedArray) -> Texts:
     """A column of strings in lower case. Not one byte longer is promised: `İ` becomes two characters."""
-    return plain(pc.utf8_lower(column))  # ty: ignore[unresolved-attribute]
+    return plain(pc.utf8_lower(column))  # ty: ignore[missing-attribute]
 
 
 def plain(column: pa.ChunkedArray) -> Texts:
