@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -72,12 +73,14 @@ def fetched(url: str, limits: Limits = ANY, wanted: Callable[[str], object] = bo
         bare = url.replace(parts.netloc, parts.netloc.rpartition("@")[2])
         raise UserError(f"source {bare!r} came with a password, which would stand in manifests; give it without")
     if parts.scheme in ("http", "https"):
-        yield url, _kept(url, lambda folder, file: _http(url, folder, file, limits))
+        yield url, _kept(url, partial(_http, url, limits))
         return
     system, paths = _listed(url, limits, wanted)
-    for path, known in paths:
-        name = f"{parts.scheme}://{path}"
-        yield name, _kept(name, lambda folder, file, p=path, k=known: _copied(system, p, k, folder, file, limits))
+    user, at, _ = parts.netloc.rpartition("@")
+    for path, now in paths:  # each with all that it takes to name it alone
+        name = f"{parts.scheme}://{user}{at}{path}" + (f"?{parts.query}" if parts.query else "")
+        opened = partial(system.open_input_file, path)
+        yield name, _kept(name, partial(_copied, name, opened, now, limits))
 
 
 def _kept(url: str, bring: Callable[[Path, Path], None]) -> Path:
@@ -94,17 +97,17 @@ def _kept(url: str, bring: Callable[[Path, Path], None]) -> Path:
 # -- http and https ---------------------------------------------------------------------------------------------------
 
 
-def _http(url: str, folder: Path, file: Path, limits: Limits) -> None:
+def _http(url: str, limits: Limits, folder: Path, file: Path) -> None:
     """Try again where that may help; a try that brought more counts as the first. Where all fail an old copy serves."""
-    partial, tries = folder / "partial", 0
+    half, tries = folder / "partial", 0
     while True:
-        before = _size(partial)
+        before = _size(half)
         try:
-            return _try(url, folder, file, limits)
+            return _try(url, limits, folder, file)
         except (Unreachable, OSError, HTTPException) as error:
             if getattr(error, "errno", None) in FULL:
                 raise
-            tries, why = (1 if _size(partial) > before else tries + 1), str(error) or type(error).__name__
+            tries, why = (1 if _size(half) > before else tries + 1), str(error) or type(error).__name__
             if tries >= TRIES or getattr(error, "hopeless", False):
                 return _fall_back(url, folder, file, why, error)
             wait_s = getattr(error, "wait_s", 0) or PAUSE_S * 2 ** (tries - 1)
@@ -119,9 +122,9 @@ def _fall_back(url: str, folder: Path, file: Path, why: str, error: Exception) -
     say(f"{url} cannot be reached ({why}); the copy of {day} is used")
 
 
-def _try(url: str, folder: Path, file: Path, limits: Limits) -> None:
-    partial, known = folder / "partial", _remembered(folder / "known.json")
-    begun, start = _remembered(folder / "partial.json"), _size(partial)
+def _try(url: str, limits: Limits, folder: Path, file: Path) -> None:
+    half, known = folder / "partial", _remembered(folder / "known.json")
+    begun, start = _remembered(folder / "partial.json"), _size(half)
     headers = dict[str, str]()
     if start and (begun.date or begun.tag) and not begun.tag.startswith("W/"):
         headers = {"Range": f"bytes={start}-", "If-Range": begun.tag or begun.date}
@@ -132,7 +135,7 @@ def _try(url: str, folder: Path, file: Path, limits: Limits) -> None:
         if found.status == 304 or (file.exists() and known.tells and now == known):
             return
         if found.status == 416 or (found.status == 206 and not _goes_on(found, start)):
-            partial.unlink()
+            half.unlink()
             raise Unreachable("the server does not go on where the download stopped")
         start = start if found.status == 206 else 0
         total = None if found.length is None else start + found.length
@@ -142,7 +145,7 @@ def _try(url: str, folder: Path, file: Path, limits: Limits) -> None:
         if found.getheader("Content-Encoding", "identity") != "identity" and not file.name.endswith((".gz", ".zst")):
             raise UserError(f"source {url!r}: the server packs it unasked; fetch it by hand, or mend the server")
         _write(folder / "partial.json", now)
-        _save(url, found.read1, partial, start, total, limits)
+        _save(url, found.read1, half, start, total, limits)
     _publish(folder, file, now)
 
 
@@ -208,16 +211,16 @@ def _said(system: Any, file: Any) -> Known:
     return Known(tag, str(file.mtime_ns or ""), file.size)
 
 
-def _copied(system: Any, path: str, now: Known, folder: Path, file: Path, limits: Limits) -> None:
+def _copied(url: str, opened: Callable[[], Any], now: Known, limits: Limits, folder: Path, file: Path) -> None:
     if file.exists() and now.tells and _remembered(folder / "known.json") == now:
         return
-    partial, url = folder / "partial", f"{system.type_name}:{path}"
-    start = _size(partial) if now.tells and _remembered(folder / "partial.json") == now else 0
+    half = folder / "partial"
+    start = _size(half) if now.tells and _remembered(folder / "partial.json") == now else 0
     _write(folder / "partial.json", now)
     try:
-        with system.open_input_file(path) as stream:
+        with opened() as stream:
             stream.seek(start)
-            _save(url, stream.read, partial, start, now.size, limits)
+            _save(url, stream.read, half, start, now.size, limits)
     except (Unreachable, OSError) as error:
         raise UserError(f"source {url!r} broke off ({error}); run again, it goes on from there") from error
     _publish(folder, file, now)
@@ -226,11 +229,11 @@ def _copied(system: Any, path: str, now: Known, folder: Path, file: Path, limits
 # -- both -------------------------------------------------------------------------------------------------------------
 
 
-def _save(url: str, read: Callable[[int], bytes], partial: Path, start: int, total: int | None, limits: Limits) -> None:
+def _save(url: str, read: Callable[[int], bytes], half: Path, start: int, total: int | None, limits: Limits) -> None:
     """The body from `start` on; Unreachable where it ends early or comes too slowly, UserError where it is too long."""
     began = shown = time.monotonic()
     got, of = start, f" of {total / 1e6:,.0f}" if total else ""
-    with partial.open("ab") as file:
+    with half.open("ab") as file:
         file.truncate(start)
         while (total or 0) <= limits.max_bytes and got <= limits.max_bytes and (piece := read(PIECE_BYTES)):
             got += file.write(piece)
@@ -241,7 +244,7 @@ def _save(url: str, read: Callable[[int], bytes], partial: Path, start: int, tot
             if now - began > PATIENCE_S and got - start < SLOW_BYTES_S * (now - began):
                 raise Unreachable(f"less than {SLOW_BYTES_S:,} bytes a second")
     if max(total or 0, got) > limits.max_bytes:
-        partial.unlink()
+        half.unlink()
         raise UserError(f"source {url!r} is longer than ingest.max_fetch_gb={limits.max_bytes / 1e9:g}; raise that")
     if total not in (None, got):
         raise Unreachable(f"it ended after {got:,} of {total:,} bytes")

@@ -16,6 +16,7 @@ from gpt.errors import UserError
 
 TIMEOUT_S, REDIRECTS = 30.0, 5
 MOVED = (301, 302, 303, 307, 308)
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 SAFE = "%/:=&?~#+!$,;'@()*[]"
 
 
@@ -52,20 +53,18 @@ def public(host: str, port: int) -> list[tuple]:
     """Where a name leads, as `socket.getaddrinfo` tells; UserError where any of it is not out in the public network."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for *_, where in found:
-        address = _inner(ipaddress.ip_address(str(where[0]).partition("%")[0]))
-        if not address.is_global or address.is_multicast:
+        if not is_public(ipaddress.ip_address(str(where[0]).partition("%")[0])):
             what = f"{host} has the address {where[0]}, which is of this machine or a private network"
             raise UserError(f"{what}; ingest.private_addresses=true allows that")
     return found
 
 
-def _inner(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address that an IPv6 address stands for, where it does."""
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address is out in the public network; where an IPv6 one stands for an IPv4 one, whether that is."""
     if isinstance(address, ipaddress.IPv6Address):
-        if address in ipaddress.ip_network("64:ff9b::/96"):
-            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        return address.ipv4_mapped or address.sixtofour or address
-    return address
+        nat64 = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
+        address = address.ipv4_mapped or address.sixtofour or nat64 or address
+    return address.is_global and not address.is_multicast
 
 
 def _ask(url: str, headers: dict[str, str], private: bool) -> HTTPResponse:
