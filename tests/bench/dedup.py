@@ -30,8 +30,10 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]
 # -- the sides, each in a process of its own --------------------------------------------------------------------------
 
 
-def ours(corpus: Path, out: Path, workers: int = 1) -> None:
-    """The stage's body."""
+def ours(corpus: Path, out: Path, workers: int = 1, cold: int = 0) -> None:
+    """The stage's body; cold: as on a machine that has compiled no kernel yet."""
+    if cold:
+        os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
     from tasks.artifacts import Corpus
     from tasks.dedup import Dedup, dedup
     from tasks.runtime import Runtime, running
@@ -235,8 +237,9 @@ def measured(python: str, side: str, folder: Path, *args: str, keep: Path | None
     out, given = temporary / "out", folder / "corpus" if side in SIDES else folder
     out.mkdir()
     own = {"HF_HOME": str(temporary), "HF_HUB_OFFLINE": "1", "TMPDIR": str(temporary), "DO_NOT_TRACK": "1"}
+    env = {name: value for name, value in (os.environ | own).items() if name != "PYTHONDONTWRITEBYTECODE"}
     begin = time.monotonic()
-    process = subprocess.Popen([python, __file__, "--side", side, str(given), str(out), *args], env=os.environ | own,
+    process = subprocess.Popen([python, __file__, "--side", side, str(given), str(out), *args], env=env,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
     most = [0.0]
     threading.Thread(target=watch, args=(process.pid, most), daemon=True).start()
@@ -280,6 +283,7 @@ SIDES = {"ours": ours, "datatrove": datatrove, "datasketch": datasketch, "rensa"
 ROWS = [
     ("ours", "ours", (), 1),
     ("ours, two workers", "ours", ("2",), 1),
+    ("ours, kernels not yet compiled", "ours", ("1", "1"), 1),
     ("ours, an eighth", "ours", (), 8),
     ("datasketch, affine32 and xxh3", "datasketch", ("affine32",), 1),
     ("datasketch, as it comes", "datasketch", ("default",), 4),
