@@ -147,6 +147,25 @@ def refresh(
 
 
 @app.command()
+def train_toxicity(
+    data: Annotated[list[str], Argument(help="Labelled texts: CSV, parquet, JSONL with text, label and maybe lang.")],
+    clean: Annotated[list[str] | None, Option(help="Clean text of your kind: what ingest.sources takes.")] = None,
+    set_: Sets = None,
+    store: StoreDir = None,
+) -> None:
+    """Train a model of toxic lines for filter.toxicity.model, and say what it can do."""
+    echo(f"gptloom: train-toxicity {' '.join(data)}", err=True)
+    at = store_at(store, writes=True)
+    from flows.servers import connect
+
+    connect()
+    from flows.toxicity import lesson, lines, train
+
+    for line in lines(train(lesson(data, clean or ["pydocs"], set_ or []), at)):
+        echo(line)
+
+
+@app.command()
 def demo(store: StoreDir = None) -> None:
     """Servers up, the demo recipe end to end, a sample, a chat answer, where to look, what next."""
     from flows.demo import demo as show

@@ -17,6 +17,7 @@ from numba import njit, uint64
 from safetensors.numpy import load_file, save_file
 
 from gpt.errors import UserError
+from tasks.text.logistic import PAD
 from tasks.text.scan import (
     FNV,
     GOLD,
@@ -242,7 +243,7 @@ def _rate(data, ends_D1, kinds, weights_B, bias, keys_T, states_T, ids_N, words_
                 total = 0.0
                 for f in range(n):
                     total += weights_B[ids_N[f]]
-                scores_L[line] = max(scores_L[line], bias + total / np.sqrt(n))
+                scores_L[line] = max(scores_L[line], bias + total / np.sqrt(n + PAD))
                 listed_L[line] += _found(words_W, m, keys_T, states_T)
             if i < end and data[i] == NEWLINE:
                 i, line = i + uint64(1), line + 1

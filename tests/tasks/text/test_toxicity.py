@@ -81,7 +81,7 @@ def test_phrases_hit_as_whole_words_only_and_the_longest_includes_the_shorter():
 def test_a_long_line_counts_as_its_worst_stretch():
     bad = Model(np.zeros(1 << BITS, np.float32), 0.0, 1.0, 0.5)
     ids, _ = hashed_lines(lowered(column("nasty")))
-    bad.weights_B[ids] = 8
+    bad.weights_B[ids] = 64
     alone, hidden, silent = rate(
         lowered(column("nasty " + "calm " * 63, "nasty " + "calm " * 999, "... !")), bad, TABLE
     ).scores_L

@@ -1,0 +1,142 @@
+"""What is done about toxic lines: mark documents, take the lines out, or drop the documents; and what to look at.
+
+In: a table of documents, the settings. Out: the table with columns more or lines less, a verdict a row, an `Audit`.
+Without a model nothing is removed: a word list cannot tell an insult from a lesson on health, so it only counts.
+"""
+
+import heapq
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from tasks.artifacts import Config
+from tasks.corpus import EXCERPT_CHARS, Verdict
+from tasks.text.scan import lowered
+from tasks.text.toxicity import BITS, SILENT, Model, Phrases, Rating, load, phrases, rate
+from tasks.wordlists import entries
+
+# D documents, L lines
+SAMPLE = 200
+COLUMNS = ("kind", "id", "line", "score", "listed", "text")
+TAGS = {"tox_max": pa.float32(), "tox_frac": pa.float32(), "tox_lines": pa.int32(), "tox_listed": pa.int32()}
+"""The highest score as a probability, share and number of flagged lines, number of listed entries."""
+BLANK = Model(np.zeros(1 << BITS, np.float32), 0.0, np.inf, np.inf)
+
+Audit = dict[str, list[list[Any]]]
+"""`flagged`, `borderline`, `listed`: at most SAMPLE rows of (rank, id, line, score, listed, text) each, by rank."""
+
+
+class Tools(NamedTuple):
+    """What workers are handed, a megabyte."""
+
+    model: Model
+    listed: Phrases
+
+
+class ToxicLines(Config):
+    """How toxic lines are found and what becomes of them."""
+
+    model: str | None = None
+    """toxicity:KEY or a folder that `gptloom train-toxicity` wrote; null: listed words are counted, nothing goes."""
+    action: Literal["tag", "strip", "drop"] = "strip"
+    """tag: add columns; strip: take flagged lines out; drop: drop documents with a flagged line."""
+    max_share: float = Field(0.2, ge=0, le=1)
+    """Strip drops documents with a greater share of flagged lines."""
+    wordlists: tuple[str, ...] = ("en", "es")
+    """Files or addresses of unwanted words and phrases; en and es ship. They lower the score that flags a line."""
+
+
+def tools(settings: ToxicLines, folder: Path | None) -> Tools:
+    """What `treat` works with: the model of a folder, if there is one, and the word lists."""
+    return Tools(load(folder) if folder else BLANK, phrases(entries(settings.wordlists)))
+
+
+def treat(table: pa.Table, settings: ToxicLines, tools: Tools) -> tuple[pa.Table, list[Verdict], dict[str, Any]]:
+    """(table, verdict on each row, {flagged: lines, documents: with one, listed: with a listed word, audit})."""
+    model = tools.model
+    rating = rate(lowered(table["text"]), *tools)
+    flagged_L = rating.flagged(model)
+    flagged_D, spoken_D = (
+        rating.per_document(found.astype(np.int64)) for found in (flagged_L, rating.scores_L > SILENT)
+    )
+    share_D = flagged_D / np.maximum(1, spoken_D)
+    most = {"tag": 1.0, "strip": settings.max_share, "drop": 0.0}[settings.action]
+    verdicts: list[Verdict] = [("toxicity", float(share), None) if share > most else None for share in share_D]
+    listed_D = rating.per_document(rating.listed_L)
+    counts = {
+        "flagged": int(flagged_D.sum()),
+        "documents": int((flagged_D > 0).sum()),
+        "listed": int((listed_D > 0).sum()),
+    }
+    counts["audit"] = _audit(table, rating, flagged_L, model)
+    if settings.action == "tag":
+        best_D = 1 / (1 + np.exp(-np.maximum(rating.per_document(rating.scores_L, np.maximum), -30)))
+        for (name, kind), values in zip(TAGS.items(), (best_D, share_D, flagged_D, listed_D), strict=True):
+            table = table.append_column(name, pa.array(values, kind))
+    elif settings.action == "strip" and (flagged_D > 0).any():
+        table = _stripped(table, (flagged_D > 0) & (share_D <= most), flagged_L, rating.firsts_D1)
+    return table, verdicts, counts
+
+
+def schema(before: pa.Schema, settings: ToxicLines) -> pa.Schema:
+    """The schema of the table that `treat` returns."""
+    return pa.schema([*before, *(pa.field(*tag) for tag in TAGS.items() if settings.action == "tag")])
+
+
+def merged(audits: Iterable[Audit]) -> Audit:
+    """One audit of many: again the lowest ranks of each kind, whatever the order."""
+    kinds = dict[str, list[list[Any]]]()
+    for audit in audits:
+        for kind, found in audit.items():
+            kinds[kind] = heapq.nsmallest(SAMPLE, [*kinds.get(kind, ()), *found])
+    return kinds
+
+
+def table_of(audit: Audit) -> dict[str, Any]:
+    """An audit as MLflow shows tables."""
+    return {"columns": COLUMNS, "data": [[kind, *row[1:]] for kind, found in audit.items() for row in found]}
+
+
+def _stripped(table: pa.Table, touched_D: np.ndarray, flagged_L: np.ndarray, firsts_D1: np.ndarray) -> pa.Table:
+    """The texts of touched documents without their flagged lines. Lower case has as many newlines as the original."""
+    texts = table["text"].filter(pa.array(touched_D)).to_pylist()
+    left = list[str]()
+    for text, first in zip(texts, firsts_D1[:-1][touched_D], strict=True):
+        left.append("\n".join(line for n, line in enumerate(text.split("\n"), first) if not flagged_L[n]))
+    new = pc.replace_with_mask(  # ty: ignore[missing-attribute]
+        table["text"].combine_chunks(), pa.array(touched_D), pa.array(left, table.schema.field("text").type)
+    )
+    return table.set_column(table.schema.get_field_index("text"), table.schema.field("text"), new)
+
+
+def _audit(table: pa.Table, rating: Rating, flagged_L: np.ndarray, model: Model) -> Audit:
+    """Flagged lines by hash, a fair sample, and those nearest below the threshold; with no model, listed ones."""
+    scores_L, listed_L = rating.scores_L, rating.listed_L
+    if np.isinf(model.threshold):
+        return merged([{"listed": _rows(table, rating, np.flatnonzero(listed_L))}])
+    below = np.flatnonzero(~flagged_L & (scores_L > SILENT))
+    near = below[np.argpartition(-scores_L[below], SAMPLE)[: SAMPLE + 1]] if len(below) > SAMPLE else below
+    near = below[scores_L[below] >= scores_L[near].min(initial=np.inf)]
+    ranked = [[-row[3], *row[1:]] for row in _rows(table, rating, near)]
+    return merged([{"flagged": _rows(table, rating, np.flatnonzero(flagged_L)), "borderline": ranked}])
+
+
+def _rows(table: pa.Table, rating: Rating, lines: np.ndarray) -> list[list[Any]]:
+    places = np.searchsorted(rating.firsts_D1, lines, "right") - 1
+    touched = table.select(["id", "text"]).take(pa.array(np.unique(places)))
+    known = dict(zip(np.unique(places).tolist(), touched.to_pylist(), strict=True))
+    rows = list[list[Any]]()
+    for line, place in zip(lines.tolist(), places.tolist(), strict=True):
+        document, at = known[place], line - int(rating.firsts_D1[place])
+        rank = blake2b(f"{document['id']} {at}".encode(), digest_size=6).hexdigest()
+        text = document["text"].split("\n")[at].strip()[:EXCERPT_CHARS]
+        rows.append(
+            [rank, document["id"], at, round(float(rating.scores_L[line]), 3), int(rating.listed_L[line]), text]
+        )
+    return rows
