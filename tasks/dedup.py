@@ -22,6 +22,7 @@ from tasks.artifacts import Corpus, Metrics
 from tasks.corpus import Facts, Group, Sieve, Verdict, groups, place, settle, sift, tables
 from tasks.files import file_digest, link
 from tasks.manifest import key_of
+from tasks.parts import Job, built
 from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.store import part
@@ -32,6 +33,7 @@ from tasks.workers import spread
 
 SIGNATURES, ABOUT, IDS, PAIRS, STAYS = "signatures.npy", "about.npy", "ids.parquet", "pairs.npy", "stays.npy"
 MOST_RUNS, PAIRS_AT_ONCE, IDS_AT_ONCE = 16, 1 << 20, 1 << 16
+SPREAD = np.uint32(0x9E3779B1)
 
 
 class Dedup(Sieve):
@@ -77,7 +79,8 @@ class Index:
         self.config, self.logs = config, logs
         self.bands, self.rows = bands(config.threshold, config.num_perm)
         logs.mkdir(exist_ok=True)
-        signed = [self._signed(path) for path in progress(paths, "parts signed", len(paths))]
+        jobs = progress(built([self._signing(path) for path in paths], counts=False), "parts signed", len(paths))
+        signed = [(self._held(folder, SIGNATURES), facts) for folder, facts in jobs]
         self.folders, counts = [folder for folder, _ in signed], [facts["documents"] for _, facts in signed]
         self.firsts = [0, *np.cumsum(counts).tolist()]
         chain, settings = [""], config.model_dump_json(exclude={"max_drop_share"})
@@ -101,12 +104,11 @@ class Index:
         spans = zip(self.folders, self.firsts, self.firsts[1:], strict=False)
         return [(folder / name, first, after - first) for folder, first, after in spans]
 
-    def _signed(self, path: Path) -> tuple[Path, Facts]:
+    def _signing(self, path: Path) -> Job:
         """A part's signatures and run, made once whatever comes before it."""
         config = self.config
-        identity = ["signed", file_digest(path), config.ngram, config.num_perm, self.bands, self.rows]
-        folder, facts = part(identity, partial(_sign, path, config, self.bands, self.rows), counts=False)
-        return self._held(folder, SIGNATURES), facts
+        identity = ["signed, mixed", file_digest(path), config.ngram, config.num_perm, self.bands, self.rows]
+        return identity, partial(_sign, path, config, self.bands, self.rows)
 
     def _held(self, folder: Path, name: str) -> Path:
         """The folder, one file of it linked into the artifact: so it lives as long as that does."""
@@ -213,11 +215,16 @@ class Index:
 
 
 def _signs(permutations_2K: np.ndarray, ngram: int, group: Group) -> tuple[np.ndarray, np.ndarray]:
-    """Of a row group's documents the signatures' low bytes, and the words' hash beside the length in bytes."""
+    """Of a row group's documents a byte of each least, and the words' hash beside the length in bytes.
+
+    The leasts are mixed first: the low byte of a * h + b knows but the low byte of h, so one in 256 of all documents of
+    one shingle would be like any other of them.
+    """
     texts = group.table(["text"])["text"]
     signed = sign(texts, permutations_2K, ngram)
     sizes_D = pc.binary_length(texts).to_numpy().astype(np.uint64)  # ty: ignore[missing-attribute]
-    return signed.signatures_DK.astype(np.uint8), np.stack([signed.content_D, sizes_D], axis=1)
+    lows_DK = (signed.signatures_DK * SPREAD >> np.uint32(24)).astype(np.uint8)
+    return lows_DK, np.stack([signed.content_D, sizes_D], axis=1)
 
 
 def _sign(path: Path, config: Dedup, bands: int, rows: int, folder: Path) -> Facts:
