@@ -5,6 +5,7 @@ Without a model nothing is removed: a word list cannot tell an insult from a les
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -57,8 +58,8 @@ def tools(settings: ToxicLines, folder: Path | None) -> Tools:
     return Tools(load(folder) if folder else BLANK, phrases(entries(settings.wordlists)))
 
 
-def treat(table: pa.Table, settings: ToxicLines, tools: Tools) -> tuple[pa.Table, list[Verdict], dict[str, Any]]:
-    """(table, verdict on each row, {flagged: lines, documents: with one, listed: with a listed word, audit})."""
+def treat(table: pa.Table, settings: ToxicLines, tools: Tools) -> tuple[pa.Table, list[Verdict], Counter[str], Audit]:
+    """(table, verdict on each row, counts of lines and documents, lines to look at)."""
     model = tools.model
     rating = rate(lowered(table["text"]), *tools)
     flagged_L = rating.flagged(model)
@@ -69,19 +70,15 @@ def treat(table: pa.Table, settings: ToxicLines, tools: Tools) -> tuple[pa.Table
     most = {"tag": 1.0, "strip": settings.max_share, "drop": 0.0}[settings.action]
     verdicts: list[Verdict] = [("toxicity", float(share), None) if share > most else None for share in share_D]
     listed_D = rating.per_document(rating.listed_L)
-    counts = {
-        "flagged": int(flagged_D.sum()),
-        "documents": int((flagged_D > 0).sum()),
-        "listed": int((listed_D > 0).sum()),
-    }
-    counts["audit"] = _audit(table, rating, flagged_L, model)
+    found = {"toxic_lines": flagged_D, "toxic_documents": flagged_D > 0, "listed_documents": listed_D > 0}
+    audit = _audit(table, rating, flagged_L, model)
     if settings.action == "tag":
         best_D = 1 / (1 + np.exp(-np.maximum(rating.per_document(rating.scores_L, np.maximum), -30)))
         for (name, kind), values in zip(TAGS.items(), (best_D, share_D, flagged_D, listed_D), strict=True):
             table = table.append_column(name, pa.array(values, kind))
     elif settings.action == "strip" and (flagged_D > 0).any():
         table = _stripped(table, (flagged_D > 0) & (share_D <= most), flagged_L, rating.firsts_D1)
-    return table, verdicts, counts
+    return table, verdicts, Counter({name: int(of_D.sum()) for name, of_D in found.items()}), audit
 
 
 def schema(before: pa.Schema, settings: ToxicLines) -> pa.Schema:
