@@ -27,13 +27,12 @@ from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.store import part
 from tasks.text import runs
-from tasks.text.minhash import bands, permutations, sign
+from tasks.text.minhash import bands, permutations, sign, sketch
 from tasks.text.runs import Run
 from tasks.workers import spread
 
 SIGNATURES, ABOUT, IDS, PAIRS, STAYS = "signatures.npy", "about.npy", "ids.parquet", "pairs.npy", "stays.npy"
 MOST_RUNS, PAIRS_AT_ONCE, IDS_AT_ONCE = 16, 1 << 20, 1 << 16
-SPREAD = np.uint32(0x9E3779B1)
 
 
 class Dedup(Sieve):
@@ -215,16 +214,11 @@ class Index:
 
 
 def _signs(permutations_2K: np.ndarray, ngram: int, group: Group) -> tuple[np.ndarray, np.ndarray]:
-    """Of a row group's documents a byte of each least, and the words' hash beside the length in bytes.
-
-    The leasts are mixed first: the low byte of a * h + b knows but the low byte of h, so one in 256 of all documents of
-    one shingle would be like any other of them.
-    """
+    """Of a row group's documents the sketches, and the words' hash beside the length in bytes."""
     texts = group.table(["text"])["text"]
     signed = sign(texts, permutations_2K, ngram)
     sizes_D = pc.binary_length(texts).to_numpy().astype(np.uint64)  # ty: ignore[missing-attribute]
-    lows_DK = (signed.signatures_DK * SPREAD >> np.uint32(24)).astype(np.uint8)
-    return lows_DK, np.stack([signed.content_D, sizes_D], axis=1)
+    return sketch(signed.signatures_DK), np.stack([signed.content_D, sizes_D], axis=1)
 
 
 def _sign(path: Path, config: Dedup, bands: int, rows: int, folder: Path) -> Facts:

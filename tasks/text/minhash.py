@@ -16,7 +16,7 @@ from numba import njit, uint32, uint64
 from tasks.text.scan import FNV, GOLD, KINDS, MIX, hashed, lowered, room, words
 
 # D documents, K permutations, W words
-BLOCK, LANES = 256, 32
+BLOCK, LANES, SPREAD = 256, 32, np.uint32(0x9E3779B1)
 
 
 class Signed(NamedTuple):
@@ -56,6 +56,15 @@ def sign(column: pa.ChunkedArray, permutations_2K: np.ndarray, ngram: int) -> Si
     made = np.empty((count, permutations_2K.shape[1]), np.uint32), np.empty(count, np.uint64)
     _sign(texts.data, texts.ends_D1, *permutations_2K, ngram, KINDS, *room(texts), *made)
     return Signed(*made)
+
+
+def sketch(signatures_DK: np.ndarray) -> np.ndarray:
+    """A byte of each number of a signature, which is all that dedup keeps (b-bit minwise hashing, Li and Koenig 2010).
+
+    Mixed first: the low byte of a * h + b knows but the low byte of h, so one in 256 of all documents of one shingle
+    would be like any other of them.
+    """
+    return (signatures_DK * SPREAD >> np.uint32(24)).astype(np.uint8)
 
 
 @njit(inline="always")

@@ -9,7 +9,7 @@ from datasketch import MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.text.minhash import BLOCK, bands, permutations, sign
+from tasks.text.minhash import BLOCK, bands, permutations, sign, sketch
 from tasks.text.runs import estimate
 from tests.tasks.text.twins import shingles
 
@@ -63,8 +63,8 @@ def test_estimates_are_near_the_true_similarity():
         edited = [draw.choice(vocabulary) if draw.random() < 0.02 else word for word in words]
         sets = [{tuple(text[n : n + 5]) for n in range(len(text) - 4)} for text in (words, edited)]
         truth = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-        rows = sign(column(" ".join(words), " ".join(edited)), PERMUTATIONS, 5).signatures_DK.astype(np.uint8)
-        errors.append(float(estimate(rows, np.array([0]), np.array([1]))[0]) - truth)
+        rows = sign(column(" ".join(words), " ".join(edited)), PERMUTATIONS, 5).signatures_DK
+        errors.append(float(estimate(sketch(rows), np.array([0]), np.array([1]))[0]) - truth)
     assert abs(np.mean(errors)) < 0.02, f"bias {np.mean(errors):.3f}"
     assert np.std(errors) < 0.05, f"standard deviation {np.std(errors):.3f}"
 
@@ -81,3 +81,9 @@ def test_texts_without_words_are_known_by_their_bytes():
     rows = sign(column("!!!", "???", "!!!"), PERMUTATIONS, 5).signatures_DK
     assert (rows[0] == rows[2]).all()
     assert (rows[0] != rows[1]).mean() > 0.9
+
+
+def test_sketches_of_single_words_differ():
+    rows = sketch(sign(column(*(f"w{n}" for n in range(1_000))), PERMUTATIONS, 5).signatures_DK)
+    assert len({row.tobytes() for row in rows}) == 1_000
+    assert max(float((rows[0] == row).mean()) for row in rows[1:]) < 0.05
