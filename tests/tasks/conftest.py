@@ -1,4 +1,6 @@
-"""What several stages' tests share: a vocabulary of bytes, and Python's own documentation, read once."""
+"""What several stages' tests share: a vocabulary of bytes, Python's own documentation, read once, a Dask cluster."""
+
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,3 +26,13 @@ def python_read_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.demo_chats.functions", lambda: iter(found))
         yield
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A Dask cluster of two processes, as one would start it for several runs."""
+    from distributed import LocalCluster
+
+    pages = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, silence_logs=50, **pages) as found:
+        yield found.scheduler_address

@@ -28,16 +28,6 @@ import chores
 WORKERS = ("threads", "processes", "dask")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A Dask cluster of two processes, as one would start it for several runs."""
-    from distributed import LocalCluster
-
-    pages = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, silence_logs=50, **pages) as found:
-        yield found.scheduler_address
-
-
 @pytest.fixture
 def means(request):
     """A runtime of two workers by the engine's name."""
