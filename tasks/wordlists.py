@@ -1,16 +1,24 @@
-"""Lists of unwanted words: those that ship for English and Spanish (LDNOOBW, CC BY 4.0), files, and URLs.
+"""What a recipe says of toxic lines, and the lists of unwanted words that it names.
 
-In: `en`, `es`, a path, or an address. Out: entries, one a line. tasks/text/lexicons/README.md says whose they are.
+In: `en` and `es` (LDNOOBW, CC BY 4.0: tasks/text/lexicons/README.md), files, URLs. Out: entries, one a line.
 """
 
+import hashlib
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
 
 from gpt.errors import UserError
+from tasks.artifacts import Config
+from tasks.files import file_digest
 from tasks.remote import fetched, is_url
+from tasks.store import folder_of
 
 SHIPPED = ("en", "es")
 LEXICONS = files("tasks.text") / "lexicons"
+MODEL_FILES = ("model.safetensors", "model.json")
 FRAMES = {
     "en": (
         "{}", "{} people", "The word {} stands in the dictionary.", "A chapter about {} and other subjects.",
@@ -25,6 +33,37 @@ FRAMES = {
     ),
 }  # fmt: skip
 """Plain sentences for a neutral word."""
+
+
+class ToxicLines(Config):
+    """How toxic lines are found and what becomes of them."""
+
+    model: str | None = None
+    """toxicity:KEY or a folder that `gptloom train-toxicity` wrote; null: listed words are counted, nothing goes."""
+    action: Literal["tag", "strip", "drop"] = "strip"
+    """tag: add columns; strip: take flagged lines out; drop: drop documents with a flagged line."""
+    max_share: float = Field(0.2, ge=0, le=1)
+    """Strip drops documents with a greater share of flagged lines."""
+    wordlists: tuple[str, ...] = ("en", "es")
+    """Files or addresses of unwanted words and phrases; en and es ship. They lower the score that flags a line."""
+
+    def folder(self) -> Path | None:
+        """Where the model lies."""
+        return folder_of(self.model) if self.model else None
+
+    def outside(self) -> dict[str, Any]:
+        """The settings, with the model and the lists by content."""
+        words = hashlib.sha256("\n".join(entries(self.wordlists)).encode()).hexdigest()
+        return self.model_dump(mode="json") | {"model": self._digests(), "wordlists": words}
+
+    def _digests(self) -> list[str]:
+        if not (folder := self.folder()):
+            return []
+        try:
+            return [file_digest(folder / name) for name in MODEL_FILES]
+        except OSError as error:
+            what = f"filter.toxicity.model={self.model!r} holds no {' and '.join(MODEL_FILES)}"
+            raise UserError(f"{what}; name toxicity:KEY or a folder that `gptloom train-toxicity` made") from error
 
 
 def entries(names: tuple[str, ...]) -> list[str]:

@@ -9,18 +9,16 @@ from collections import Counter
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
-from tasks.artifacts import Config
 from tasks.corpus import EXCERPT_CHARS, Verdict
 from tasks.text.scan import lowered
 from tasks.text.toxicity import BITS, SILENT, Model, Phrases, Rating, load, phrases, rate
-from tasks.wordlists import entries
+from tasks.wordlists import ToxicLines, entries
 
 # D documents, L lines
 SAMPLE = 200
@@ -38,19 +36,6 @@ class Tools(NamedTuple):
 
     model: Model
     listed: Phrases
-
-
-class ToxicLines(Config):
-    """How toxic lines are found and what becomes of them."""
-
-    model: str | None = None
-    """toxicity:KEY or a folder that `gptloom train-toxicity` wrote; null: listed words are counted, nothing goes."""
-    action: Literal["tag", "strip", "drop"] = "strip"
-    """tag: add columns; strip: take flagged lines out; drop: drop documents with a flagged line."""
-    max_share: float = Field(0.2, ge=0, le=1)
-    """Strip drops documents with a greater share of flagged lines."""
-    wordlists: tuple[str, ...] = ("en", "es")
-    """Files or addresses of unwanted words and phrases; en and es ship. They lower the score that flags a line."""
 
 
 def tools(settings: ToxicLines, folder: Path | None) -> Tools:

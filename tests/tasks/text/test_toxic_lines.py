@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from tasks.corpus import DOCUMENT
 from tasks.text.scan import lowered
-from tasks.text.toxic_lines import SAMPLE, TAGS, ToxicLines, merged, schema, table_of, tools, treat
+from tasks.text.toxic_lines import SAMPLE, TAGS, merged, schema, table_of, tools, treat
 from tasks.text.toxicity import BITS, Model, hashed_lines, load
+from tasks.wordlists import ToxicLines
 
 NASTY, SHADY = "you NASTY thing", "a shady zork"
 
