@@ -2,7 +2,7 @@
 
 `python tests/bench/incremental.py [--old 5000000] [--new 100000] [--work DIR]`. Old: random signatures, filed in a
 store as an earlier run of the stage files them; the file that their text would be in is no parquet, so opening it is an
-error. New: documents of 2 KB of made-up words, a tenth of them old ones. Told: CPU seconds of the refresh and of the same
+error. New: 2 KB of made-up words each, a tenth of them old ones. Told: CPU seconds of the refresh and of the same
 documents without old ones, from which a full run's are reckoned.
 """
 
