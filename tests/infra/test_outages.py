@@ -50,9 +50,8 @@ def settings(recipe, seed):
 
 def training(store, seed):
     """The metrics.jsonl of the training with this seed, once it has lines."""
-    runs = store.glob("pretrain/*/work/logs/run.json")
-    files = [r.with_name("metrics.jsonl") for r in runs if json.loads(r.read_text())["train"]["seed"] == seed]
-    return [file for file in files if file.exists() and file.stat().st_size]
+    files = [file for file in store.glob("pretrain/*/work/logs/metrics.jsonl") if file.stat().st_size]
+    return [file for file in files if json.loads(file.with_name("run.json").read_text())["train"]["seed"] == seed]
 
 
 def kill(victim, folder):
