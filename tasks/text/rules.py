@@ -1,81 +1,89 @@
-"""Filter rules over one document: each measures one number, and a limit of the same name says what is too low or high.
+"""Filter rules: each makes one number of a document's counts; a limit of its name says what is too low or too high.
 
-In: texts, limits {rule: number, or None for off}, a lexicon. Out: the first broken rule with its number, or None.
-The measures are Gopher's (Rae et al. 2021, appendix A) with words as `\\w+`. A new rule is a line here and in Filter.
+In: counts (tasks/text/quality.py), limits. Out: for each document the first broken rule with its number, or None.
+Sources: Gopher (Rae et al. 2021, appendix A), C4 (Raffel et al. 2020), FineWeb (Penedo et al. 2024, 2025).
+A new rule is a line here, a field in Filter and, where it counts something new, a field in Counts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
-from tasks.corpus import Group
-from tasks.text.words import STOP_WORDS, language, words
+import numpy as np
 
-BULLETS = ("•", "‣", "●", "◦", "·", "- ", "* ")
-Lexicon = Mapping[str, Sequence[str]]
-"""First word to the listed phrases (words joined by blanks) that begin with it."""
-Limits = Mapping[str, float | None]
-"""Rule to limit; None switches it off."""
+from tasks.text.quality import Counts
+from tasks.text.words import languages, words
+
+# D documents
+Limit = float | None
+Limits = Mapping[str, tuple[Limit, ...]]
+"""Rule to the limits for documents of no known language and of each in COMMON; None switches it off."""
 Verdict = tuple[str, float, None] | None
 """A broken rule and the number measured (no document is kept in its place), or None."""
+Lexicon = Mapping[str, Sequence[str]]
+"""First word to the listed phrases (words joined by blanks) that begin with it."""
+Measure = Callable[[Counts], np.ndarray]
 
 
-class Document(NamedTuple):
-    """What rules look at: `lines` stripped and not empty, `listed` the number of distinct lexicon entries in it."""
-
-    text: str
-    words: list[str]
-    lines: list[str]
-    language: str
-    listed: int
-
-    def per_word(self, count: float) -> float:
-        """A count as a share of the words."""
-        return count / max(1, len(self.words))
-
-    def per_line(self, fits: Callable[[str], bool]) -> float:
-        """The share of lines that fit."""
-        return sum(map(fits, self.lines)) / max(1, len(self.lines))
+def share(part: str, whole: str) -> Measure:
+    """A count as a share of another one; 0 where there is nothing."""
+    return lambda counts: getattr(counts, part) / np.maximum(1, getattr(counts, whole))
 
 
-RULES: dict[str, Callable[[Document], float]] = {
-    "max_listed": lambda document: document.listed / -(-max(1, len(document.words)) // 1_000),
-    "min_words": lambda document: len(document.words),
-    "max_words": lambda document: len(document.words),
-    "min_mean_word": lambda document: document.per_word(sum(map(len, document.words))),
-    "max_mean_word": lambda document: document.per_word(sum(map(len, document.words))),
-    "min_stop_words": lambda document: len(STOP_WORDS[document.language].intersection(document.words)),
-    "min_alphabetic": lambda document: 1 - document.per_word(sum(map(str.isdigit, document.words))),
-    "max_symbols": lambda document: document.per_word(sum(map(document.text.count, ("#", "...", "…")))),
-    "max_bullet_lines": lambda document: document.per_line(lambda line: line.startswith(BULLETS)),
-    "max_ellipsis_lines": lambda document: document.per_line(lambda line: line.endswith(("...", "…"))),
-    "max_repeated": lambda document: 1 - sum(map(len, set(document.lines))) / max(1, sum(map(len, document.lines))),
+def tokens(counts: Counts) -> np.ndarray:
+    """Pieces of words and symbols: the published limits stand for texts that are split like this."""
+    return np.maximum(1, counts.pieces + counts.symbols)
+
+
+RULES: dict[str, Measure] = {
+    "max_overlap": lambda counts: counts.overlap,
+    "max_lorem": lambda counts: counts.lorem,
+    "max_braces": lambda counts: counts.braces,
+    "min_words": lambda counts: counts.pieces,
+    "max_words": lambda counts: counts.pieces,
+    "min_mean_word": share("piece_chars", "pieces"),
+    "max_mean_word": share("piece_chars", "pieces"),
+    "min_stop_words": lambda counts: np.choose(spoken(counts), (counts.en_stops, counts.en_stops, counts.es_stops)),
+    "min_alphabetic": lambda counts: counts.alphabetic / tokens(counts),
+    "max_symbols": lambda counts: np.maximum(counts.hashes, counts.ellipses) / tokens(counts),
+    "max_bullet_lines": share("bullet_lines", "lines"),
+    "max_ellipsis_lines": share("ellipsis_lines", "lines"),
+    "max_dup_paragraphs": share("dup_paragraphs", "paragraphs"),
+    "max_dup_paragraph_chars": share("dup_paragraph_chars", "line_chars"),
+    "max_dup_lines": share("dup_lines", "lines"),
+    "max_dup_line_chars": share("dup_line_chars", "line_chars"),
+    **{f"max_top_{n}gram": share(f"top_{n}gram", "chars") for n in range(2, 5)},
+    **{f"max_dup_{n}gram": share(f"dup_{n}gram", "chars") for n in range(5, 11)},
+    "min_line_punct": share("ended_lines", "lines"),
+    "max_short_lines": share("short_lines", "lines"),
+    "max_new_lines": lambda counts: counts.newlines / tokens(counts),
+    "max_policy_lines": share("policy_lines", "lines"),
+    "min_sentences": lambda counts: counts.sentences,
 }
-WORD_RULES = tuple(RULES)[1:6]
-"""Rules that hold only where the language is detected, since other languages have other words."""
 
 
-def judge(limits: Limits, lexicon: Lexicon, group: Group) -> list[Verdict]:
-    """The verdict on each row of a row group."""
-    return [verdict(read(text, lexicon), limits) for text in group.table(["text"])["text"].to_pylist()]
+def spoken(counts: Counts) -> np.ndarray:
+    """The documents' languages: places in COMMON from 1, or 0."""
+    return languages(counts.words, counts.english, counts.spanish)
 
 
-def verdict(document: Document, limits: Limits) -> Verdict:
-    """(rule, number, no kept id) of the first rule that the document breaks, in the order of RULES; None if none."""
+def judge(counts: Counts, limits: Limits) -> list[Verdict]:
+    """(rule, number, no kept id) of the first rule that each document breaks, in the order of RULES; None if none."""
+    verdicts: list[Verdict] = [None] * len(counts.words)
+    language_D = spoken(counts)
     for name, measure in RULES.items():
-        if (limit := limits[name]) is not None and (document.language or name not in WORD_RULES):
-            number = measure(document)
-            if number < limit if name.startswith("min_") else number > limit:
-                return name, number, None
-    return None
+        limit_D = np.array(limits[name], float)[language_D]  # None becomes a NaN, which nothing breaks
+        if not np.isnan(limit_D).all():
+            number_D = measure(counts)
+            for place in np.flatnonzero(number_D < limit_D if name.startswith("min_") else number_D > limit_D):
+                verdicts[place] = verdicts[place] or (name, round(float(number_D[place]), 6), None)
+    return verdicts
 
 
-def read(text: str, lexicon: Lexicon) -> Document:
-    """Split a text once for all rules. Listed are whole words only: no word hits for a part of it (Scunthorpe)."""
+def listed(text: str, lexicon: Lexicon) -> float:
+    """Distinct entries per started thousand words. Whole words only: no word hits for a part of it (Scunthorpe)."""
     found = words(text)
     phrases = [phrase for first in lexicon.keys() & set(found) for phrase in lexicon[first]]
     joined = f" {' '.join(found)} " if phrases else ""
-    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
-    return Document(text, found, lines, language(found), sum(f" {phrase} " in joined for phrase in phrases))
+    return sum(f" {phrase} " in joined for phrase in phrases) / -(-max(1, len(found)) // 1_000)
 
 
 def lexicon(entries: Iterable[str]) -> dict[str, list[str]]:

@@ -1,14 +1,18 @@
 """Filter rules on texts whose numbers can be worked out by hand."""
 
+import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.filter import Filter
-from tasks.text.rules import RULES, lexicon, read, verdict
-from tasks.text.words import language, words
+from tasks.filter import Filter, defaults, rules
+from tasks.text.presets import PRESETS
+from tasks.text.quality import counted
+from tasks.text.rules import RULES, judge, lexicon, listed, spoken
+from tasks.text.scan import lowered
+from tasks.text.words import words
 
-LIMITS = {name: getattr(Filter(), name) for name in RULES}
 PROSE = "The cat sat on the mat and looked at the dog that was in the garden of the house with a ball.\n"
 LONG = "".join(PROSE.replace("cat", name) for name in ("horse", "mouse", "sparrow", "badger", "fox"))
 SPANISH = (
@@ -16,9 +20,13 @@ SPANISH = (
 )
 
 
-def rule(text: str, **changed: float | None) -> str | None:
-    broken = verdict(read(text, lexicon(["darn", "two birds", "s&m"])), LIMITS | changed)
+def rule(text: str, **settings: object) -> str | None:
+    (broken,) = judge(counts(text), Filter(**settings).limits())
     return broken[0] if broken else None
+
+
+def counts(text: str):
+    return counted(lowered(pa.chunked_array([[text]], pa.string())), np.zeros(0, np.uint64))
 
 
 @pytest.mark.parametrize(
@@ -27,57 +35,101 @@ def rule(text: str, **changed: float | None) -> str | None:
         (LONG, None),
         (PROSE, "min_words"),
         (LONG + "a b " * 400, "min_mean_word"),
-        (LONG + "incomprehensibilities " * 100, "max_mean_word"),
-        (LONG + "1234 " * 60, "min_alphabetic"),
-        (LONG + "# " * 60, "max_symbols"),
+        (LONG + "incomprehensibilities " * 300, "max_mean_word"),
+        (LONG + "1234 " * 200, "min_alphabetic"),
+        (LONG + "word# " * 60, "max_symbols"),
         (LONG + "wait...\nso...\nstop...\n", "max_ellipsis_lines"),
         (LONG + "- one\n* two\n• three\n" * 20, "max_bullet_lines"),
-        (LONG + "The same line of text again and again.\n" * 20, "max_repeated"),
-        (LONG + "Oh darn", None),
-        (LONG.replace("dog", "class of darned undarn"), None),
+        (LONG + "The same line of text again and again.\n" * 20, "max_dup_line_chars"),
     ],
 )
 def test_each_rule_drops_what_it_is_for(text, expected):
-    changed = {"max_repeated": None} if expected in ("max_bullet_lines",) else {}
-    assert rule(text, **changed) == expected
+    assert rule(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        (PROSE * 3, {"max_dup_lines": 0.6}, "max_dup_lines"),
+        ((PROSE + "\n") * 3, {"max_dup_paragraphs": 0.6}, "max_dup_paragraphs"),
+        ((PROSE + "\n") * 3, {"max_dup_paragraph_chars": 0.6}, "max_dup_paragraph_chars"),
+        (LONG + "of the " * 30, {"max_top_2gram": 0.2}, "max_top_2gram"),
+        (PROSE * 3, {"max_dup_10gram": 0.4}, "max_dup_10gram"),
+        (LONG, {"max_top_2gram": 0.2, "max_dup_10gram": 1}, None),
+        (LONG.replace(".", ""), {"min_line_punct": 0.12}, "min_line_punct"),
+        (LONG, {"max_short_lines": 0.67, "max_new_lines": 0.3, "min_line_punct": 1}, None),
+        (LONG.replace(" ", "\n"), {"max_short_lines": 0.67}, "max_short_lines"),
+        (LONG.replace(" ", "\n"), {"max_new_lines": 0.3}, "max_new_lines"),
+        (LONG, {"min_sentences": 5}, None),
+        (LONG, {"min_sentences": 6}, "min_sentences"),
+        (LONG + "We use cookies here, as many do.\n", {"max_policy_lines": 0.1}, "max_policy_lines"),
+        (LONG + "Lorem  ipsum", {"max_lorem": 0}, "max_lorem"),
+        (LONG + "{", {"max_braces": 0}, "max_braces"),
+    ],
+)
+def test_published_rules_drop_what_they_are_for(text, settings, expected):
+    assert rule(text, max_dup_line_chars=None, **settings) == expected
 
 
 def test_a_rule_that_is_null_is_off_and_the_limit_is_the_number_itself():
     assert rule(PROSE, min_words=None) is None
-    count = len(words(PROSE))
-    assert rule(PROSE, min_words=count) is None
-    assert rule(PROSE, min_words=count + 1) == "min_words"
+    assert rule(PROSE, min_words=20) == ("min_words" if len(words(PROSE)) < 20 else None)
+    assert rule(PROSE, min_words=len(words(PROSE))) is None
+    assert rule(PROSE, min_words=len(words(PROSE)) + 1) == "min_words"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(LONG, 1), (SPANISH, 2), ("", 0), ("我能吞下玻璃而不伤身体。" * 9, 0), ("x = foo(bar)", 0)],
+)
+def test_the_language_is_that_of_the_common_words(text, expected):
+    assert spoken(counts(text)).tolist() == [expected]
+
+
+def test_word_rules_do_not_judge_other_languages():
+    assert rule("我能吞下玻璃而不伤身体。") is None
+    assert rule("это не ", min_words=100) == "min_words", "this rule was asked for in every language"
+
+
+def test_limits_may_differ_in_one_language():
+    assert rule(SPANISH) is None, "short paragraphs are usual in Spanish books"
+    assert rule(SPANISH, by_language={}) == "min_words"
+    assert rule(LONG, by_language={"es": {"max_braces": 0}, "en": {"min_words": 500}}) == "min_words"
+
+
+def test_presets_have_the_published_limits_and_what_is_set_goes_before_them():
+    gopher, fineweb = Filter(preset="gopher").limits(), Filter(preset="fineweb").limits()
+    assert (gopher["max_dup_5gram"], gopher["max_dup_10gram"]) == ((0.15, 0.15, 0.145), (0.1, 0.1, 0.099))
+    assert (fineweb["min_line_punct"], fineweb["max_dup_line_chars"]) == ((0.12, 0.12, 0.182), (0.01, 0.01, 0.1))
+    assert Filter(preset="c4").limits()["min_words"] == (None, None, None)
+    changed = Filter(preset="gopher", max_dup_lines=None, min_words=20).limits()
+    assert (changed["max_dup_lines"], changed["min_words"]) == ((None,) * 3, (20,) * 3)
+    assert set(RULES) == set(rules())
+    assert all(set(table) - {"by_language", "pii", "pii_kinds"} <= set(rules()) for table in PRESETS.values())
+
+
+@pytest.mark.parametrize("preset", ["prose", *PRESETS])
+def test_a_form_that_sends_every_setting_may_change_the_preset(preset):
+    sent = Filter(min_words=7).model_dump() | {"preset": preset}
+    assert Filter(**sent) == Filter(preset=preset, min_words=7)
+    again = Filter(preset=preset, max_braces=9)
+    assert Filter(**again.model_dump()) == again
+    assert defaults(preset)["max_overlap"] == 0
 
 
 def test_listed_words_count_once_whole_and_per_thousand_words():
-    assert rule(LONG + "darn darn darn", max_listed=0) == "max_listed"
-    assert rule(LONG + "two birds and darn", max_listed=1) == "max_listed"
-    assert rule(LONG + "DARN", max_listed=1) is None
-    assert rule(LONG + "birds two; darned", max_listed=0) is None
-    assert rule(LONG * 12 + "two birds, darn", max_listed=1, max_repeated=None) is None, "2 in over 1,000 words"
+    known = lexicon(["darn", "two birds", "s&m"])
+    assert listed(LONG + "darn darn darn", known) == 1
+    assert listed(LONG + "two birds and DARN", known) == 2
+    assert listed(LONG.replace("dog", "class of darned undarn") + "birds two", known) == 0
+    assert listed(LONG * 12 + "two birds, darn", known) == 1, "2 in over 1,000 words"
 
 
 def test_an_entry_without_a_real_word_is_left_out():
     assert lexicon(["s&m", "", "🖕", "2 girls 1 cup", "Cabrón"]) == {"2": ["2 girls 1 cup"], "cabrón": ["cabrón"]}
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [(LONG, "en"), (SPANISH, "es"), ("", ""), ("我能吞下玻璃而不伤身体。" * 9, ""), ("x = foo(bar)", "")],
-)
-def test_the_language_is_that_of_the_stop_words(text, expected):
-    assert language(words(text)) == expected
-
-
-def test_word_rules_do_not_judge_other_languages():
-    assert rule("我能吞下玻璃而不伤身体。") is None
-    assert rule("это не ", min_words=100) is None
-
-
-def test_kana_and_han_are_words_one_by_one():
-    assert words("日本語 text かな Ünder_score") == ["日", "本", "語", "text", "か", "な", "ünder_score"]
-
-
-@given(st.text(max_size=300))
-def test_any_text_gets_a_verdict(text):
-    assert rule(text) in {None, *RULES}
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=300), st.sampled_from(["prose", *PRESETS]))
+def test_any_text_gets_a_verdict(text, preset):
+    assert rule(text, preset=preset) in {None, *RULES}

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 FNV, PRIME, GOLD, MIX = 0xCBF29CE484222325, 0x100000001B3, 0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD
@@ -110,3 +112,116 @@ def lowered(text: str) -> str:
     import pyarrow.compute as pc
 
     return pc.utf8_lower(pa.scalar(text)).as_py()
+
+
+# -- quality ----------------------------------------------------------------------------------------------------------
+
+ENDS, CLOSING = ".!?。！？｡．؟۔।॥։‼‽⁇⁈⁉", "\"'”’»)]」』"
+SENTENCE = re.compile(rf"[{ENDS}][{ENDS}{re.escape(CLOSING)}]*(?=\s|$)")
+POLICIES = ("javascript", "terms of use", "privacy policy", "cookie policy", "use cookies", "uses cookies",
+            "use of cookies")  # fmt: skip
+COMMON = {
+    "english": "the of and to in is that it for was as with be on by are this at from or have an which not",
+    "spanish": "de la que el en y los del las se por un con una su para es al lo como más pero sus le",
+    "en_stops": "the be to of and that have with",
+    "es_stops": "de la en el y a que del los se por un con una las su",
+}
+
+
+def counts(text: str, grams: Iterable[tuple[str, ...]] = ()) -> dict[str, int]:
+    """Every count of tasks/text/quality.py, by its name, of a text that is in lower case already."""
+    found, lines = words(text), [line.strip() for line in text.split("\n")]
+    full = [line for line in lines if line]
+    again = [line for at, line in enumerate(full) if line in full[:at]]
+    paragraphs = [tuple(run) for empty, run in itertools.groupby(lines, lambda line: not line) if not empty]
+    twice = [lines for at, lines in enumerate(paragraphs) if lines in paragraphs[:at]]
+    pieces, symbols = _pieces(text)
+    return {
+        "words": len(found),
+        "chars": len(text),
+        "pieces": len(pieces),
+        "piece_chars": sum(map(len, pieces)),
+        "alphabetic": sum(any("a" <= c <= "z" or (c > "\x7f" and _counts(c)) for c in piece) for piece in pieces),
+        "symbols": symbols,
+        "hashes": text.count("#"),
+        "ellipses": text.count("...") + text.count("…"),
+        "newlines": text.count("\n"),
+        "lines": len(full),
+        "line_chars": sum(map(len, full)),
+        "bullet_lines": sum(line[0] in "•‣●◦·▪" or re.match(r"[-*]\s", line) is not None for line in full),
+        "ellipsis_lines": sum(line.endswith(("...", "…")) for line in full),
+        "ended_lines": sum(line[-1] in ENDS for line in full),
+        "short_lines": sum(len(line) <= 30 for line in full),
+        "dup_lines": len(again),
+        "dup_line_chars": sum(map(len, again)),
+        "paragraphs": len(paragraphs),
+        "dup_paragraphs": len(twice),
+        "dup_paragraph_chars": sum(len(line) for lines in twice for line in lines),
+        "braces": text.count("{"),
+        "lorem": sum(pair == ("lorem", "ipsum") for line in lines for pair in itertools.pairwise(words(line))),
+        "policy_lines": sum(map(_policy, lines)),
+        "sentences": sum(map(_sentences, full)),
+        **{name: sum(w in COMMON[name].split() for w in found) for name in ("english", "spanish")},
+        **{name: len(set(found) & set(COMMON[name].split())) for name in ("en_stops", "es_stops")},
+        "overlap": sum(tuple(found[at : at + 13]) in set(grams) for at in range(len(found) - 12)),
+        **{f"top_{n}gram": _top(found, n) for n in (2, 3, 4)},
+        **{f"dup_{n}gram": _dup(found, n) for n in range(5, 11)},
+    }
+
+
+def _counts(char: str) -> bool:
+    return _alone(char) or _inside(char)
+
+
+def _pieces(text: str) -> tuple[list[str], int]:
+    """Words joined by one mark that glues, and how many runs of other marks there are."""
+    pieces, symbols = list[str](), 0
+    for chunk in text.split():
+        kinds = ((char, "1" if _alone(char) else "w" if _inside(char) else char) for char in chunk)
+        runs = [(kind, "".join(c for c, _ in run)) for kind, run in itertools.groupby(kinds, lambda pair: pair[1])]
+        atoms = [(k, c) for k, run in runs for c in (run if k == "1" else [run])]
+        for at, (kind, run) in enumerate(atoms):
+            before, after = (atoms[n][0] if 0 <= n < len(atoms) else "" for n in (at - 1, at + 1))
+            if kind not in ("1", "w"):
+                glues = before == after == "w" and _glues(kind, run)
+                pieces[-1:] = [pieces[-1] + run] if glues else pieces[-1:]
+                symbols += not glues
+            elif kind == "w" and at > 1 and atoms[at - 2][0] == "w" and _glues(*atoms[at - 1]):
+                pieces[-1] += run
+            else:
+                pieces.append(run)
+    return pieces, symbols
+
+
+def _glues(kind: str, run: str) -> bool:
+    return kind not in ("1", "w") and len(run) == 1 and run not in "-:<>=/,–—"
+
+
+def _policy(line: str) -> bool:
+    return any(f" {phrase} " in f" {' '.join(words(line))} " for phrase in POLICIES)
+
+
+def _sentences(line: str) -> int:
+    """Those that count for C4."""
+    found = words(line)
+    if len(found) < 5 or max(map(len, found)) > 1_000 or _policy(line):
+        return 0
+    if line.endswith(("...", "…")) or line[-1] not in ENDS + "\"'”":
+        return 0
+    return max(1, len(SENTENCE.findall(line)))
+
+
+def _top(found: list[str], n: int) -> int:
+    times = Counter(tuple(found[at : at + n]) for at in range(len(found) - n + 1))
+    ranked = max(((count, len(" ".join(gram))) for gram, count in times.items()), default=(0, 0))
+    return ranked[0] * ranked[1] if ranked[0] > 1 else 0
+
+
+def _dup(found: list[str], n: int) -> int:
+    seen, chars, at = set[tuple[str, ...]](), 0, 0
+    while at <= len(found) - n:
+        gram = tuple(found[at : at + n])
+        chars += sum(map(len, gram)) if gram in seen else 0
+        at += n if gram in seen else 1
+        seen.add(gram)
+    return chars

@@ -1,0 +1,247 @@
+"""Personal data in texts: e-mail addresses, public IPv4 addresses, phone numbers, IBANs, Spanish DNI and NIE numbers.
+
+In: texts. Out: where such data stands, and the texts with a placeholder of its kind in each place.
+A numba kernel looks at every byte and points to the few places worth a look; only there do patterns and checks work:
+octets and `ipaddress`, E.164 and Spanish groups, ISO 7064's remainder and each country's length, the check letter.
+E-mail addresses are RFC 5322's dot-atoms at a domain with a dot.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numba import njit, uint64
+
+from tasks.text.scan import Texts
+
+# D documents, C candidates
+EMAIL, IP, PHONE, IBAN, DNI = range(5)
+KINDS = ("email", "ip", "phone", "iban", "dni")
+PLACEHOLDERS = (b"[EMAIL]", b"[IP]", b"[PHONE]", b"[IBAN]", b"[DNI]")
+REACH = 256
+"""Bytes looked at on either side of an @."""
+
+ATOM = r"[A-Za-z0-9_!#$%&'*+/=?^`{|}~-]"
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+OCTET = r"(?:25[0-5]|2[0-4]\d|[01]?\d\d?)"
+ADDRESS = rf"{OCTET}(?:\.{OCTET}){{3}}"
+NINE = r"[6-9](?:\d{8}|\d\d(?: \d{3} |-\d{3}-)\d{3}|\d\d(?:[ .-]\d\d){3}|\d[ .-]\d{3}(?:[ .-]\d\d){2})"
+"""A Spanish number; 612.345.678 is left out, which is how amounts are written."""
+PATTERNS = (
+    re.compile(rf"\b{ATOM}+(?:\.{ATOM}+)*@(?:(?:{LABEL}\.)+{LABEL}|\[{ADDRESS}\])"),
+    re.compile(ADDRESS, re.ASCII),
+    re.compile(
+        rf"(?:\+|\b00)34[ .-]?{NINE}(?!\d)|\+[1-9](?:[ .-]?\(?\d\)?){{7,14}}(?!\d)"
+        rf"|(?<!\d[ .,:/-])(?<![\w+.]){NINE}(?![\w-]|[ .,/:]\d)",
+        re.ASCII,
+    ),
+    re.compile(r"\b[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![a-z])", re.ASCII),
+    re.compile(r"\b(?:[XYZ][- ]?\d{7}|\d{8}|\d\d\.\d{3}\.\d{3})-?[A-HJ-NP-TV-Za-hj-np-tv-z]\b", re.ASCII),
+)
+LENGTHS = dict(
+    re.findall(
+        r"([A-Z]{2})(\d\d)",
+        "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BR29BY28CH21CR22CY28CZ24DE22DK18DO28EE20EG29ES24FI18FO18FR27GB22GE22GI23"
+        "GL18GR27GT28HR21HU28IE22IL23IS26IT27JO30KW28KZ20LB28LI21LT20LU20LV21MC27MD24ME22MK19MR27MT31MU30NL18NO15PK24"
+        "PL28PS29PT25QA29RO24RS22SA24SE24SI19SK24SM27TN24TR26UA29VA22VG24XK20",
+    )
+)
+"""Country to the length of its IBANs."""
+LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"
+"""The check letter of a DNI, by its number mod 23."""
+
+
+class Span(NamedTuple):
+    """Bytes [start, stop) of the texts' data that are of a kind."""
+
+    start: int
+    stop: int
+    kind: int
+
+
+def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
+    """What there is of these kinds, in order. Where two overlap, the kind that stands first in KINDS counts."""
+    size = len(texts.data) // 2 + 2  # no two candidates begin at the same byte or the next
+    kinds_C, starts_C, stops_C = np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.int64)
+    count = _candidates(texts.data, texts.ends_D1, ATOMS, kinds_C, starts_C, stops_C)
+    order = np.argsort(kinds_C[:count], kind="stable")
+    taken, found = np.zeros(len(texts.data) + 1, bool) if count else np.zeros(0, bool), list[Span]()
+    for kind, start, stop in zip(
+        kinds_C[order].tolist(), starts_C[order].tolist(), stops_C[order].tolist(), strict=True
+    ):
+        if KINDS[kind] in kinds:
+            for span in _look(texts, kind, start, stop):
+                if not taken[span.start : span.stop].any():
+                    taken[span.start : span.stop] = True
+                    found.append(span)
+    return sorted(found)
+
+
+def replaced(texts: Texts, found: Sequence[Span]) -> pa.Array:
+    """The texts with placeholders in place of what was found."""
+    pieces, at = list[bytes](), int(texts.ends_D1[0])
+    for start, stop, kind in found:
+        pieces += [texts.data[at:start].tobytes(), PLACEHOLDERS[kind]]
+        at = stop
+    pieces.append(texts.data[at : int(texts.ends_D1[-1])].tobytes())
+    grown = np.array([len(PLACEHOLDERS[span.kind]) - (span.stop - span.start) for span in found], np.int64)
+    before_D1 = np.searchsorted(np.array([span.start for span in found]), texts.ends_D1)
+    shift_D1 = np.concatenate([[0], np.cumsum(grown)])[before_D1]
+    ends = texts.ends_D1 - texts.ends_D1[0] + shift_D1
+    buffers = [None, pa.py_buffer(ends.astype(np.int64).tobytes()), pa.py_buffer(b"".join(pieces))]
+    return pa.Array.from_buffers(pa.large_string(), len(ends) - 1, buffers)
+
+
+def documents_of(texts: Texts, found: Sequence[Span]) -> np.ndarray:
+    """The document of each span."""
+    return np.searchsorted(texts.ends_D1, np.array([span.start for span in found], np.int64), "right") - 1
+
+
+# -- a closer look ----------------------------------------------------------------------------------------------------
+
+
+def _look(texts: Texts, kind: int, start: int, stop: int) -> Iterator[Span]:
+    """The spans of a kind in a candidate's bytes, which begin with two characters of context."""
+    text = texts.data[start:stop].tobytes().decode(errors="ignore")  # its last character may be cut
+    for match in PATTERNS[kind].finditer(text):
+        if length := CHECKS[kind](match.group()):  # in ASCII characters
+            first = start + len(text[: match.start()].encode())
+            yield Span(first, first + length, kind)
+
+
+def _public(address: str) -> int:
+    try:
+        return len(address) * ipaddress.ip_address(address).is_global
+    except ValueError:  # an octet like 01
+        return 0
+
+
+def _iban(text: str) -> int:
+    """The length of the IBAN with which the text begins, blanks included; 0 where the remainder is not 1."""
+    length, chars = int(LENGTHS.get(text[:2], 0)), 0
+    for at, character in enumerate(text, 1):
+        chars += character != " "
+        if chars == length and not text[at : at + 1].isalnum():
+            plain = text[:at].replace(" ", "")
+            return at * (int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1)
+    return 0
+
+
+def _spanish(text: str) -> int:
+    digits = re.sub(r"[-. ]", "", text.upper())
+    number = digits[:-1].translate(str.maketrans("XYZ", "012"))
+    return len(text) * (LETTERS[int(number) % 23] == digits[-1])
+
+
+CHECKS: tuple[Callable[[str], int], ...] = (len, _public, len, _iban, _spanish)
+"""How much of what a pattern matched is such data: all or, failing its check, nothing."""
+
+
+# -- the kernel -------------------------------------------------------------------------------------------------------
+
+ATOMS = np.array(
+    [bool(re.match(ATOM, chr(c), re.ASCII)) + 2 * chr(c).isalnum() * (c < 128) for c in range(256)], np.uint8
+)
+"""Bit 0: may stand in an e-mail's local part; bit 1: letter or digit."""
+
+
+@njit(inline="always")
+def _at(data, i, begin, end):
+    """The byte there, 0 outside of the document."""
+    return data[i] if begin <= i < end else 0
+
+
+@njit(inline="always")
+def _digit(c):
+    return 48 <= c <= 57
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _candidates(data, ends_D1, atoms, kinds_C, starts_C, stops_C):
+    """Where each kind may stand, with two characters before it; returns how many there are."""
+    n = 0
+    for d in range(ends_D1.shape[0] - 1):
+        begin, end = ends_D1[d], ends_D1[d + 1]
+        i = begin
+        while i < end:
+            c = data[uint64(i)]
+            if c == 64:
+                n = _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C)
+            elif 48 <= c <= 57:
+                n = _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C)
+                while i + 1 < end and _digit(data[uint64(i + 1)]):
+                    i += 1
+            i += 1
+    return n
+
+
+@njit(inline="always")
+def _put(data, kind, start, stop, begin, n, kinds_C, starts_C, stops_C):
+    for _ in range(2):
+        start = max(begin, start - 1)
+        while start > begin and data[uint64(start)] & 0xC0 == 0x80:
+            start -= 1
+    kinds_C[n], starts_C[n], stops_C[n] = kind, start, stop
+    return n + 1
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
+    after = _at(data, i + 1, begin, end)
+    if not atoms[_at(data, i - 1, begin, end)] & 1 or not (atoms[after] & 2 or after == 91):
+        return n
+    lo, hi, least, most = i, i + 1, max(begin, i - REACH), min(end, i + REACH)
+    while lo > least and (atoms[data[uint64(lo - 1)]] & 1 or data[uint64(lo - 1)] == 46):
+        lo -= 1
+    while hi < most and (atoms[data[uint64(hi)]] & 2 or data[uint64(hi)] in (45, 46, 91, 93)):
+        hi += 1
+    return _put(data, EMAIL, lo, hi, begin, n, kinds_C, starts_C, stops_C)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
+    """What begins with the digit here, the first one of a group."""
+    before, stop, dots = _at(data, i - 1, begin, end), i, 0
+    while stop < end and (
+        _digit(data[uint64(stop)]) or (data[uint64(stop)] == 46 and _digit(_at(data, stop + 1, begin, end)))
+    ):
+        dots += data[uint64(stop)] == 46
+        stop += 1
+    if dots >= 3 and not (before == 46 and _digit(_at(data, i - 2, begin, end))):  # else it was seen already
+        n = _put(data, IP, i, stop, begin, n, kinds_C, starts_C, stops_C)
+    digits, group = stop - i - dots, i
+    while group < end and _digit(data[uint64(group)]):
+        group += 1
+    group -= i
+    after = _at(data, stop, begin, end)
+    letter = atoms[after] & 2 or (after == 45 and atoms[_at(data, stop + 1, begin, end)] & 2)
+    if letter and ((digits == 8 and dots in (0, 2)) or group == 7):
+        n = _put(data, DNI, max(begin, i - 2), min(end, stop + 3), begin, n, kinds_C, starts_C, stops_C)
+    before_2, before_3 = _at(data, i - 2, begin, end), _at(data, i - 3, begin, end)
+    if group >= 2 and 65 <= before <= 90 and 65 <= before_2 <= 90 and not atoms[before_3] & 2:
+        n = _put(data, IBAN, i - 2, min(end, i + 44), begin, n, kinds_C, starts_C, stops_C)
+    plus, first = before == 43, data[uint64(i)]
+    if plus or first >= 54 or (first == 48 and _at(data, i + 2, begin, end) == 51):
+        far = _phone(data, i, begin, end)
+        if far:
+            n = _put(data, PHONE, i - plus, min(end, far + 2), begin, n, kinds_C, starts_C, stops_C)
+    return n
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _phone(data, i, begin, end):
+    """Where the digits from here end, parted by at most three of ` .-()`, if there are enough for a phone; else 0."""
+    digits, last, parted = 0, i, 0
+    while i < end and digits <= 16 and parted <= 3:
+        c = data[uint64(i)]
+        if _digit(c):
+            digits, last, parted = digits + 1, i + 1, 0
+        elif c in (32, 40, 41, 45, 46):
+            parted += 1
+        else:
+            break
+        i += 1
+    return last if digits >= 8 else 0

@@ -1,0 +1,385 @@
+"""Everything the quality rules measure, counted in one pass over a row group's words and lines.
+
+In: texts in lower case (tasks/text/scan.py). Out: `Counts`, of which tasks/text/rules.py makes shares.
+What is counted is what Gopher (Rae et al. 2021, appendix A), C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024)
+judge by.
+Repeated n-grams are sought only where the shorter ones repeat: running text costs two passes and not nine.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, uint8, uint32, uint64
+
+from tasks.text.overlap import within
+from tasks.text.scan import (
+    FNV,
+    GOLD,
+    KINDS,
+    SEPARATOR,
+    SINGLE,
+    WORD,
+    Texts,
+    character,
+    hashed,
+    kind,
+    mixed,
+    room,
+    word_hash,
+    words,
+)
+from tasks.text.words import COMMON, STOP_WORDS
+
+# D documents, W words of the longest, L lines of the longest, S slots of a hash table (a power of two)
+BULLETS, DASHES = "•‣●◦·▪", "-*"  # a dash is a bullet where a blank follows
+TERMINALS = ".!?。！？｡．؟۔।॥։‼‽⁇⁈⁉"
+CLOSERS = "\"'”’»)]」』"
+BLANKS = "\t\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+PARTERS = "-:<>=/,–—"
+"""Marks that part words between which they stand; published limits count so."""
+LONGEST_WORD, LINE_WORDS, SHORT_LINE = 1_000, 5, 30
+"""C4 passes over lines with a longer word (characters) or fewer words; FineWeb calls lines up to this short."""
+
+BLANK, BULLET, DASH, TERMINAL, CLOSER, PARTER = 1, 2, 4, 8, 16, 32
+TRAITS = np.zeros(0x10000, np.uint8)
+"""What lines look at in a character, as bits."""
+for _bit, _characters in (
+    (BLANK, BLANKS),
+    (BULLET, BULLETS),
+    (DASH, DASHES),
+    (TERMINAL, TERMINALS),
+    (CLOSER, CLOSERS),
+    (PARTER, PARTERS),
+):
+    TRAITS[[*map(ord, _characters)]] |= _bit
+
+CUES = ("lorem", "ipsum", "javascript", "terms", "of", "use", "uses", "privacy", "cookie", "policy", "cookies")
+LOREM, IPSUM, JAVASCRIPT, TERMS, OF, USE, USES, PRIVACY, COOKIE, POLICY, COOKIES = range(1, len(CUES) + 1)
+"""Words of which C4's phrases are made."""
+IS_ENGLISH, IS_SPANISH, CUE_SHIFT, EN_SHIFT, ES_SHIFT = 1, 2, 2, 6, 14
+"""A known word's bits: among which language's commonest, which cue, which of a rule's 8 English, 16 Spanish ones."""
+
+
+class Counts(NamedTuple):
+    """int64 (D) each: what there is of it in each document."""
+
+    words: np.ndarray
+    chars: np.ndarray
+    """Characters of the document."""
+    pieces: np.ndarray
+    """Words as people count them: one mark glues (don't, a.b, f(x) are one), hyphens and some others part."""
+    piece_chars: np.ndarray
+    alphabetic: np.ndarray
+    """Pieces with a letter."""
+    symbols: np.ndarray
+    """Runs of one and the same character that is neither of a word nor blank nor glues."""
+    hashes: np.ndarray
+    """The character #."""
+    ellipses: np.ndarray
+    newlines: np.ndarray
+    lines: np.ndarray
+    """Lines that are not blank; what follows leaves blanks at their ends out."""
+    line_chars: np.ndarray
+    bullet_lines: np.ndarray
+    ellipsis_lines: np.ndarray
+    ended_lines: np.ndarray
+    """Lines that end in a sentence's mark."""
+    short_lines: np.ndarray
+    dup_lines: np.ndarray
+    """Lines that stood before in the document."""
+    dup_line_chars: np.ndarray
+    paragraphs: np.ndarray
+    """Lines without a blank one between them."""
+    dup_paragraphs: np.ndarray
+    dup_paragraph_chars: np.ndarray
+    braces: np.ndarray
+    """The character {."""
+    lorem: np.ndarray
+    """The words lorem ipsum."""
+    policy_lines: np.ndarray
+    """Lines that speak of javascript, cookies, terms of use."""
+    sentences: np.ndarray
+    """Sentences in the lines that C4 would keep."""
+    english: np.ndarray
+    """Words among the commonest ones of English."""
+    spanish: np.ndarray
+    en_stops: np.ndarray
+    """Distinct words of Gopher's list."""
+    es_stops: np.ndarray
+    overlap: np.ndarray
+    """Places where one of the given 13-grams stands."""
+    top_2gram: np.ndarray
+    """Characters of the commonest n-gram, all its places together; 0 where none comes twice."""
+    top_3gram: np.ndarray
+    top_4gram: np.ndarray
+    dup_5gram: np.ndarray
+    """Characters of n-grams that stood before."""
+    dup_6gram: np.ndarray
+    dup_7gram: np.ndarray
+    dup_8gram: np.ndarray
+    dup_9gram: np.ndarray
+    dup_10gram: np.ndarray
+
+
+(
+    WORDS, CHARS, PIECES, PIECE_CHARS, ALPHABETIC, SYMBOLS, HASHES, ELLIPSES, NEWLINES, LINES, LINE_CHARS, BULLET_LINES,
+    ELLIPSIS_LINES, ENDED_LINES, SHORT_LINES, DUP_LINES, DUP_LINE_CHARS, PARAGRAPHS, DUP_PARAGRAPHS,
+    DUP_PARAGRAPH_CHARS, BRACES, LOREM_IPSUM, POLICY_LINES, SENTENCES, IN_ENGLISH, IN_SPANISH, EN_STOPS, ES_STOPS,
+    OVERLAP, NGRAMS,
+) = range(30)  # fmt: skip
+"""Places of the counts; n-grams are the last ones."""
+
+
+def counted(texts: Texts, grams_S: np.ndarray) -> Counts:
+    """The counts of each document; `grams_S` is a table of 13-grams to look for (tasks/text/overlap.py), or empty."""
+    out_DF = np.zeros((len(texts.ends_D1) - 1, len(Counts._fields)), np.int64)
+    size = 1 << max(4, (texts.longest + 2).bit_length())  # two slots a word or line, which have two bytes at least
+    tables = np.zeros(size, np.uint64), np.zeros(size, np.int32)
+    rows = [np.zeros(size // 2, kind) for kind in (np.uint64, np.int64, np.int64, np.int64)]
+    _count(texts.data, texts.ends_D1, KINDS, TRAITS, *KNOWN, grams_S, *room(texts), *tables, *rows, out_DF)
+    return Counts(*out_DF.T)
+
+
+def _known() -> tuple[np.ndarray, np.ndarray]:
+    """An open hash table of the words that matter: (keys, bits)."""
+    bits: dict[str, int] = {}
+    for shift, listed in ((EN_SHIFT, STOP_WORDS["en"]), (ES_SHIFT, STOP_WORDS["es"])):
+        bits |= {word: bits.get(word, 0) | 1 << shift + place for place, word in enumerate(listed)}
+    for mark, listed in ((IS_ENGLISH, COMMON["en"]), (IS_SPANISH, COMMON["es"])):
+        bits |= {word: bits.get(word, 0) | mark for word in listed}
+    bits |= {word: bits.get(word, 0) | place << CUE_SHIFT for place, word in enumerate(CUES, 1)}
+    keys, marks = np.zeros(1024, np.uint64), np.zeros(1024, np.uint32)
+    for word, mark in bits.items():
+        at = (h := word_hash(word)) & 1023
+        while keys[at]:
+            at = at + 1 & 1023
+        keys[at], marks[at] = h, mark
+    return keys, marks
+
+
+KNOWN = _known()
+
+
+# -- the kernel -------------------------------------------------------------------------------------------------------
+
+
+@njit(inline="always")
+def _known_bits(h, keys, marks):
+    at = h & uint64(1023)
+    while keys[at] != 0 and keys[at] != h:
+        at = (at + uint64(1)) & uint64(1023)
+    return marks[at] if keys[at] == h else uint32(0)
+
+
+@njit(inline="always")
+def _slot(table_S, h, mask):
+    """Where a hash (never 0) stands in the table, or is to stand."""
+    at = (h ^ (h >> uint64(32))) & mask
+    while table_S[at] != 0 and table_S[at] != h:
+        at = (at + uint64(1)) & mask
+    return at
+
+
+@njit(inline="always")
+def _mask(count):
+    """Of a table with at least two slots for each of so many entries."""
+    size = uint64(16)
+    while size < uint64(2 * count):
+        size <<= uint64(1)
+    return size - uint64(1)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _count(
+    data, ends_D1, kinds, traits, keys, marks, grams_S, hashes_W, starts_W, chars_W, table_S, seen_S, rolled_W, sums_W,
+    places_W, slots_W, out_DF,
+):  # fmt: skip
+    """Fill in the counts of each document."""
+    for d in range(out_DF.shape[0]):
+        out, begin, end = out_DF[d], uint64(ends_D1[d]), uint64(ends_D1[d + 1])
+        n = words(data, begin, end, kinds, hashes_W, starts_W, chars_W)
+        _words(n, hashes_W, chars_W, keys, marks, sums_W, slots_W, out)
+        _lines(data, begin, end, kinds, traits, n, starts_W, chars_W, slots_W, table_S, rolled_W, places_W, out)
+        if grams_S.shape[0]:
+            out[OVERLAP] = within(hashes_W, n, grams_S)
+        _ngrams(n, hashes_W, sums_W, table_S, seen_S, rolled_W, places_W, slots_W, out[NGRAMS:])
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _words(n, hashes_W, chars_W, keys, marks, sums_W, cues_W, out):
+    """What words tell; leaves the characters before each in `sums_W` and which cue it is in `cues_W`."""
+    sums_W[0], found = 0, uint32(0)
+    for w in range(n):
+        sums_W[w + 1] = sums_W[w] + chars_W[w]
+        bits = _known_bits(hashes_W[w], keys, marks)
+        out[IN_ENGLISH] += bits & IS_ENGLISH != 0
+        out[IN_SPANISH] += bits & IS_SPANISH != 0
+        cues_W[w] = (bits >> CUE_SHIFT) & 15
+        found |= bits
+    for bit in range(EN_SHIFT, ES_SHIFT + 16):
+        out[EN_STOPS if bit < ES_SHIFT else ES_STOPS] += (found >> bit) & 1
+    out[WORDS] = n
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _lines(data, begin, end, kinds, traits, n, starts_W, chars_W, cues_W, table_S, paragraphs_W, sizes_W, out):
+    """What lines and paragraphs tell."""
+    least = 1
+    for i in range(begin, end):
+        out[NEWLINES] += data[uint64(i)] == 10
+        least += data[uint64(i)] == 10 and uint64(i) + uint64(1) < end and data[uint64(i) + uint64(1)] != 10
+    mask = _mask(least)
+    table_S[: mask + uint64(1)] = 0
+    i, w, paragraph, size, parts = begin, 0, FNV, 0, 0
+    while i < end:
+        i, h, chars, sentences = _line(data, i, end, kinds, traits, out)
+        first_w, longest, policy = w, 0, False
+        while w < n and uint64(starts_W[w]) < i:
+            longest = max(longest, chars_W[w])
+            policy |= _cue(first_w, w, cues_W, out)
+            w += 1
+        out[POLICY_LINES] += policy
+        if w - first_w >= LINE_WORDS and longest <= LONGEST_WORD and not policy:
+            out[SENTENCES] += sentences
+        if chars:
+            at = _slot(table_S, h, mask)
+            out[DUP_LINES] += table_S[at] == h
+            out[DUP_LINE_CHARS] += chars if table_S[at] == h else 0
+            table_S[at] = h
+            paragraph, size = mixed(paragraph ^ h), size + chars
+        elif size:
+            paragraphs_W[parts], sizes_W[parts] = paragraph | uint64(1), size
+            parts, paragraph, size = parts + 1, FNV, 0
+    if size:
+        paragraphs_W[parts], sizes_W[parts] = paragraph | uint64(1), size
+        parts += 1
+    out[PARAGRAPHS] = parts
+    mask = _mask(parts)
+    table_S[: mask + uint64(1)] = 0
+    for p in range(parts):
+        at = _slot(table_S, paragraphs_W[p], mask)
+        out[DUP_PARAGRAPHS] += table_S[at] != 0
+        out[DUP_PARAGRAPH_CHARS] += sizes_W[p] if table_S[at] else 0
+        table_S[at] = paragraphs_W[p]
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _line(data, i, end, kinds, traits, out):
+    """Read a line: (where the next begins, its hash, its characters without blanks at the ends, C4's sentences)."""
+    h, kept, chars, inner, opening = FNV, FNV, 0, 0, uint32(0)
+    last, previous, dots, tail, sentences, ended, mark = uint32(0), uint32(0xFFFFFFFF), 0, 0, 0, False, 0
+    inside, glued, spelt = False, False, False  # in a piece; after a mark that may glue; the piece has a letter
+    while i < end:
+        code, step = character(data, i)
+        stop = i + uint64(step)
+        out[CHARS] += 1
+        if code == 10:
+            i = stop
+            break
+        trait = traits[code] if code < 0x10000 else uint8(0)
+        dots = dots + 1 if code == 46 else 0
+        out[ELLIPSES] += code == 0x2026 or (dots > 0 and dots % 3 == 0)
+        out[HASHES] += code == 35
+        out[BRACES] += code == 123
+        if not trait & BLANK:
+            what = kind(kinds, code)
+            if what == SEPARATOR:
+                out[SYMBOLS] += code != previous
+                glued, inside = inside and not trait & PARTER, False
+            else:
+                glued &= what == WORD
+                spelt &= (inside or glued) and what == WORD
+                if glued:
+                    out[SYMBOLS] -= 1
+                elif not inside or what == SINGLE:
+                    out[PIECES] += 1
+                letter = 97 <= code <= 122 or code > 127
+                out[PIECE_CHARS] += 1 + glued
+                out[ALPHABETIC] += letter and not spelt
+                spelt, inside, glued = letter or spelt, what == WORD, False
+            ended = trait & TERMINAL != 0 or (ended and trait & CLOSER != 0)
+        else:
+            sentences, ended, inside, glued = sentences + ended, False, False, False
+        previous = code
+        if chars or not trait & BLANK:
+            h, inner = hashed(data, i, stop, h), inner + 1
+        if not trait & BLANK:
+            out[BULLET_LINES] += chars == 0 and trait & BULLET != 0
+            out[BULLET_LINES] += chars == 1 and inner > 2 and opening & DASH != 0
+            opening = uint32(trait) if chars == 0 else opening
+            kept, chars, last, mark, tail = h, inner, code, trait, dots
+        i = stop
+    if chars:
+        ellipsis = last == 0x2026 or tail >= 3
+        out[LINES] += 1
+        out[LINE_CHARS] += chars
+        out[ELLIPSIS_LINES] += ellipsis
+        out[ENDED_LINES] += mark & TERMINAL != 0
+        out[SHORT_LINES] += chars <= SHORT_LINE
+        if ellipsis or not (mark & TERMINAL or last == 34 or last == 39 or last == 0x201D):
+            sentences = 0  # C4 drops the line
+        else:
+            sentences = max(1, sentences + ended)
+    return i, mixed(kept) | uint64(1), chars, sentences
+
+
+@njit(inline="always")
+def _cue(first_w, w, cues_W, out):
+    """Whether a phrase of C4's ends with this word of a line; counts lorem ipsum."""
+    here = cues_W[w]
+    if here == 0:
+        return False
+    before = cues_W[w - 1] if w > first_w else 0
+    first = cues_W[w - 2] if w > first_w + 1 else 0
+    out[LOREM_IPSUM] += here == IPSUM and before == LOREM
+    if here == COOKIES:
+        return before in (USE, USES) or (before == OF and first == USE)
+    if here == USE:
+        return before == OF and first == TERMS
+    return here == JAVASCRIPT or (here == POLICY and before in (PRIVACY, COOKIE))
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _ngrams(n_words, hashes_W, sums_W, table_S, seen_S, rolled_W, places_W, slots_W, out_F):
+    """Top 2- to 4-grams and duplicate 5- to 10-grams; `sums_W` are the characters before each word."""
+    count = n_words
+    for i in range(n_words):
+        places_W[i], rolled_W[i] = i, hashes_W[i]
+    for n in range(2, 11):
+        mask, entries, best, best_chars = _mask(count), 0, 0, 0
+        table_S[: mask + uint64(1)] = 0
+        seen_S[: mask + uint64(1)] = 0
+        for p in range(count):
+            i = places_W[p]
+            # an n-gram comes twice only where both (n-1)-grams in it do
+            if i + n > n_words or p + 1 >= count or places_W[p + 1] != i + 1:
+                continue
+            rolled_W[i] = rolled_W[i] * GOLD + hashes_W[i + n - 1]
+            key = mixed(rolled_W[i]) | uint64(1)
+            at = _slot(table_S, key, mask)
+            table_S[at] = key
+            seen_S[at] += 1
+            places_W[entries], slots_W[entries] = i, at
+            entries += 1
+            chars = sums_W[i + n] - sums_W[i] + n - 1
+            if seen_S[at] > 1 and (seen_S[at] > best or (seen_S[at] == best and chars > best_chars)):
+                best, best_chars = seen_S[at], chars
+        if n <= 4:
+            out_F[n - 2] = best * best_chars
+        count, free = 0, 0
+        for p in range(entries):
+            i, at = places_W[p], slots_W[p]
+            if seen_S[at] == 1:
+                continue
+            places_W[count] = i
+            count += 1
+            if n >= 5 and i >= free:
+                if seen_S[at] < 0:
+                    out_F[n - 2] += sums_W[i + n] - sums_W[i]
+                    free = i + n
+                else:
+                    seen_S[at] = -seen_S[at]
+        if count == 0:
+            return
