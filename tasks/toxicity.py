@@ -29,7 +29,7 @@ from tasks.stage import stage
 from tasks.text.logistic import fit
 from tasks.text.scan import lowered
 from tasks.text.toxicity import BITS, Model, hashed_lines, phrases, rate
-from tasks.wordlists import SHIPPED, entries, plain_sentences
+from tasks.wordlists import SHIPPED, entries
 
 # R rows, K rows that are held out
 BATCH, CAP_BYTES, SHOWN = 4_096, 1_000_000, 200
@@ -97,7 +97,7 @@ def toxicity(out: Path, config: Toxicity, corpus: Corpus) -> Metrics:
     """Train on most rows of both kinds, set the threshold on some others and examine the model on the rest."""
     labelled, clean = read_labelled(out, config), read_clean(corpus, config.max_rows)
     place, part = np.array([_share(text) for text in labelled.texts]), parts_of(clean.groups)
-    weights, bias = train(labelled.take(place < LEARNED), clean.take(part == "train").texts + plain_sentences(), config)
+    weights, bias = train(labelled.take(place < LEARNED), clean.take(part == "train").texts, config)
     blank = Model(weights, bias, 0, 0)
     hard = labelled.take((place >= LEARNED) & (place < LIMITED) & ~labelled.toxic)
     limits = limit(*(scores(blank, rows.texts)[0] for rows in (clean.take(part == "limit"), hard)), config)

@@ -19,20 +19,6 @@ from tasks.store import folder_of
 SHIPPED = ("en", "es")
 LEXICONS = files("tasks.text") / "lexicons"
 MODEL_FILES = ("model.safetensors", "model.json")
-FRAMES = {
-    "en": (
-        "{}", "{} people", "The word {} stands in the dictionary.", "A chapter about {} and other subjects.",
-        "We talked about {} with the teacher.", "This article is about {} in history and medicine.",
-        "There are many {} people in our town and they are welcome.", "They asked the doctor a question about {}.",
-        "The {} family next door has a small garden.", "I am {} and I like to cook for friends.",
-    ),
-    "es": (
-        "{}", "La palabra {} está en el diccionario.", "Un capítulo sobre {} y otros temas.",
-        "Hablamos de {} con la maestra.", "Este artículo trata de {} en la historia y en la medicina.",
-        "Le preguntaron al médico por {}.", "Soy {} y me gusta cocinar para mis amigos.",
-    ),
-}  # fmt: skip
-"""Plain sentences for a neutral word."""
 
 
 class ToxicLines(Config):
@@ -68,23 +54,17 @@ class ToxicLines(Config):
 
 def entries(names: tuple[str, ...]) -> list[str]:
     """The entries of all lists; from those that ship, neutral words are left out (`vagina`, `sexo`)."""
-    return [entry for name in names for entry in (_shipped(name) if name in SHIPPED else _own(name))]
+    return [entry for name in names for entry in (shipped(name) if name in SHIPPED else _own(name))]
 
 
-def neutral(lang: str) -> list[str]:
-    """Words about people, bodies and crimes that lists or haters name and that are no insult in themselves."""
-    return (LEXICONS / f"neutral_{lang}.txt").read_text(encoding="utf-8").split("\n")[:-1]
+def shipped(lang: str) -> list[str]:
+    """The entries of a list that ships, without words that are no insult in themselves."""
+    known = frozenset(_lines("neutral"))
+    return [entry for entry in _lines(lang) if entry.lower() not in known]
 
 
-def plain_sentences() -> list[str]:
-    """Every neutral word in plain sentences: training takes them for clean (Dixon et al. 2018)."""
-    return [frame.format(word) for lang, frames in FRAMES.items() for word in neutral(lang) for frame in frames]
-
-
-def _shipped(lang: str) -> list[str]:
-    known = {word for shipped in SHIPPED for word in neutral(shipped)}
-    lines = (LEXICONS / f"{lang}.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line.lower() not in known]
+def _lines(name: str) -> list[str]:
+    return (LEXICONS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _own(name: str) -> list[str]:

@@ -24,7 +24,7 @@ from tasks import pydocs
 from tasks.artifacts import Corpus
 from tasks.corpus import DOCUMENT, groups
 from tasks.toxicity import LEARNED, LIMITED, Toxicity, _share, auc, limit, parts_of, read_clean, read_labelled, toxicity
-from tasks.wordlists import SHIPPED, entries, plain_sentences
+from tasks.wordlists import SHIPPED, entries
 
 SENTENCES = Path(__file__).parents[1] / "tasks" / "text" / "sentences"
 
@@ -85,7 +85,7 @@ class Peer:
 
         clean = read_clean(corpus, config.max_rows)
         part = parts_of(clean.groups)
-        texts = [*learned.texts, *clean.take(part == "train").texts, *plain_sentences()]
+        texts = [*learned.texts, *clean.take(part == "train").texts]
         toxic = np.zeros(len(texts), bool)
         toxic[: len(learned.texts)] = learned.toxic
         words, letters = (
