@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import dedup as module
+from tasks import likeness
 from tasks.artifacts import Artifact, Corpus
 from tasks.corpus import DOCUMENT, GROUP_ROWS
-from tasks.dedup import ABOUT, IDS, IDS_AT_ONCE, SIGNATURES, Dedup, dedup
+from tasks.dedup import Dedup, dedup
+from tasks.likeness import ABOUT, IDS, IDS_AT_ONCE, SIGNATURES
 from tasks.runtime import Runtime
 from tasks.stage import Session, using
 from tasks.store import Store
@@ -45,14 +47,16 @@ def write(path: Path, rows: pa.Array, label: str) -> None:
     pq.write_table(table, path, row_group_size=GROUP_ROWS // 2, compression="zstd", write_page_checksum=True)
 
 
-def sign_old(count: int, known: np.ndarray, path: Path, config: Dedup, number: int, rows: int, folder: Path) -> dict:
+def sign_old(
+    count: int, known: np.ndarray, path: Path, ngram: int, width: int, number: int, rows: int, folder: Path
+) -> dict:
     """What `_sign` writes, of documents whose signatures are random but for the known ones."""
     with open(folder / SIGNATURES, "wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, config.num_perm)}
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, width)}
         np.lib.format.write_array_header_2_0(file, header)
         file.write(known.data)
         for start in range(len(known), count, 100_000):
-            file.write(DRAW.integers(0, 256, (min(100_000, count - start), config.num_perm), np.uint8).data)
+            file.write(DRAW.integers(0, 256, (min(100_000, count - start), width), np.uint8).data)
     np.save(folder / ABOUT, DRAW.integers(0, 2**63, (count, 2), np.uint64))
     ids = pa.table({"id": pa.array([f"old-{n}" for n in range(count)])})
     pq.write_table(ids, folder / IDS, IDS_AT_ONCE, use_dictionary=False, compression="zstd")
@@ -60,7 +64,7 @@ def sign_old(count: int, known: np.ndarray, path: Path, config: Dedup, number: i
     return {"documents": count}
 
 
-def judge_old(count: int, path: Path, number: int, index: module.Index, folder: Path) -> dict:
+def judge_old(count: int, path: Path, number: int, judge: module.Judge, folder: Path) -> dict:
     """What `_build` writes of a part that keeps all."""
     np.save(folder / module.STAYS, np.ones(count, bool))
     for name in ("part.parquet", "dropped.parquet"):
@@ -106,7 +110,7 @@ def main() -> None:
     timed("new alone", lambda: run(work / "alone", work, ["new.parquet"]))  # compiled kernels come into memory
     alone = timed("new alone, again", lambda: run(work / "alone2", work, ["new.parquet"]))
     with (
-        mock.patch.object(module, "_sign", partial(sign_old, asked.old, np.ascontiguousarray(known))),
+        mock.patch.object(likeness, "_sign", partial(sign_old, asked.old, np.ascontiguousarray(known))),
         mock.patch.object(module, "_build", partial(judge_old, asked.old)),
         mock.patch.object(module, "settle", return_value={"data/documents": asked.old}),
     ):

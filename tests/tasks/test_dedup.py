@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gpt.errors import UserError
 from tasks import dedup as module
+from tasks import likeness
 from tasks.artifacts import Corpus
 from tasks.corpus import DOCUMENT
 from tasks.dedup import Dedup, dedup
@@ -146,9 +147,9 @@ def test_a_grown_corpus_builds_its_new_part_only_and_equals_a_run_over_all(tmp_p
 
 def test_behind_a_changed_part_all_are_judged_again_but_signed_only_once(tmp_path, monkeypatch):
     signed, judged = [], []
-    for name, seen in (("_sign", signed), ("_build", judged)):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda p, *a, real=real, seen=seen: seen.append(p.name) or real(p, *a))
+    for place, name, seen in ((likeness, "_sign", signed), (module, "_build", judged)):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda p, *a, real=real, seen=seen: seen.append(p.name) or real(p, *a))
     parts = [TEXTS[:90], TEXTS[90:180], TEXTS[180:270], TEXTS[270:]]
     config = Dedup(max_drop_share=1)
     with using(Session(Store(tmp_path / "store"), Runtime(workers=1))):
