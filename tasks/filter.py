@@ -1,11 +1,11 @@
-"""Drop documents that are no good: rules of quality, languages, evaluation texts, listed words; take out personal data.
+"""Drop documents that are no good: rules of quality, languages, evaluation texts; take out personal data, toxic lines.
 
 In: Corpus. Out: Corpus without them; `dropped/` names each with its rule, the number measured and an excerpt;
-`report/dropped.table.json` is a sample of each rule.
+`report/dropped.table.json` is a sample of each rule, `report/toxicity.table.json` one of lines.
 Method: one visit to each row group (tasks/text/study.py); published limits by preset (tasks/text/presets.py).
 """
 
-import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -26,10 +26,9 @@ from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.text.presets import PRESETS
 from tasks.text.words import COMMON
+from tasks.wordlists import ToxicLines
 from tasks.workers import spread
 
-LISTED = "fuck fucking motherfucker cunt whore slut faggot nigger nigga kike puta hijoputa gilipollas maricón zorra"
-"""The built-in list: a floor, not a toxicity filter. Real lists come by `wordlists`."""
 PII = ("email", "ip", "phone", "iban", "dni")
 TOP_COUNTS = 12
 
@@ -120,10 +119,8 @@ class Filter(Sieve):
     """What becomes of personal data: a placeholder like [EMAIL] in its place, or the whole document goes."""
     pii_kinds: tuple[Literal["email", "ip", "phone", "iban", "dni"], ...] = PII
     """Which: e-mail, public IPv4, E.164 and Spanish phones, IBAN, Spanish DNI and NIE."""
-    max_listed: float | None = 2.0
-    """Most distinct listed words per started thousand words."""
-    wordlists: tuple[str, ...] = ()
-    """Files of unwanted words and phrases, one a line, matched as whole words; empty takes a small built-in list."""
+    toxicity: ToxicLines | None = ToxicLines()
+    """What becomes of toxic lines; null: they are not looked for."""
 
     @model_validator(mode="before")
     @classmethod
@@ -146,10 +143,14 @@ class Filter(Sieve):
             raise ValueError(f"filter.languages: {odd[0]!r} is no code that py3langid knows; English is en, Spanish es")
         return self
 
-    def outside(self) -> dict[str, list[str]]:
-        """The word lists and the evaluation texts by content."""
-        named = {"wordlists": self.wordlists, "evaluation": self.evaluation}
-        return {field: [_digest(field, name) for name in names] for field, names in named.items()}
+    def outside(self) -> dict[str, Any]:
+        """The evaluation texts, the toxicity model and the word lists by content."""
+        toxicity = {"toxicity": self.toxicity.outside()} if self.toxicity else {}
+        return {"evaluation": [_digest(name) for name in self.evaluation], **toxicity}
+
+    def refs(self) -> dict[str, str]:
+        """The toxicity model."""
+        return {"toxicity.model": self.toxicity.model} if self.toxicity and self.toxicity.model else {}
 
     def limits(self) -> dict[str, tuple[float | None, ...]]:
         """Each rule's limit for documents of no known language, then of each known one."""
@@ -165,7 +166,7 @@ class Filter(Sieve):
 
 def rules() -> list[str]:
     """The names of the rules with a limit."""
-    other = ("max_drop_share", "max_listed", "min_language_score")
+    other = ("max_drop_share", "min_language_score")
     return [name for name in Filter.model_fields if name.startswith(("min_", "max_")) and name not in other]
 
 
@@ -186,36 +187,40 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
 @stage(Corpus, version="3")
 def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
     """Drop documents that break a rule, each with its reason; put placeholders where personal data stands."""
-    from tasks.text.rules import lexicon
     from tasks.text.study import Plan
+    from tasks.text.toxic_lines import merged, table_of, tools
 
-    lists = [line for name in config.wordlists for line in _read(name).splitlines()]
-    grams = _grams(out, config)
-    words = lexicon(lists or LISTED.split())
+    grams, toxicity = _grams(out, config), config.toxicity
     limits, languages, pii = config.limits(), config.languages, config.pii
-    plan = Plan(limits, grams, languages, config.min_language_score, pii, config.pii_kinds, config.max_listed, words)
-    known = [config.model_dump(mode="json", exclude={"max_drop_share", "wordlists", "evaluation"}), config.outside()]
+    lines = (toxicity, tools(toxicity)) if toxicity else None
+    plan = Plan(limits, grams, languages, config.min_language_score, pii, config.pii_kinds, lines)
+    known = [config.model_dump(mode="json", exclude={"max_drop_share", "toxicity", "evaluation"}), config.outside()]
     jobs = [([file_digest(path), *known], partial(_build, path, plan)) for path in corpus.parts]
     parts = list(progress(placed(out, jobs), "parts", len(jobs)))
     if grams:
         grams.unlink()
     metrics = settle(out, "filter", parts, config.max_drop_share, "loosen filter.{reason} (null switches it off)")
+    audit = json.dumps(table_of(merged(facts["audit"] for _, facts in parts)), ensure_ascii=False, indent=1)
+    (out / "report" / "toxicity.table.json").write_text(audit, encoding="utf-8")
     found = sum((Counter(facts["found"]) for _, facts in parts), Counter())
     return metrics | {f"data/{name}": float(n) for name, n in sorted(found.most_common(TOP_COUNTS))}
 
 
 def _build(path: Path, plan: Any, folder: Path) -> Facts:
     from tasks.text.study import Studied, study
+    from tasks.text.toxic_lines import Audit, merged, schema
 
-    found = Counter[str]()
+    found, audits = Counter[str](), list[Audit]()
 
     def judged(studied: Iterable[tuple[Group, Studied]]) -> Iterator[tuple[pa.Table, list]]:
-        for group, (table, verdicts, counts) in studied:
+        for group, (table, verdicts, counts, audit) in studied:
             found.update(counts)
+            audits[:] = [merged([*audits, audit])]
             yield group.table() if table is None else table, verdicts
 
     visits = progress(spread(partial(study, plan), groups(path), gil=bool(plan.languages)), "row groups")
-    return {**sift(folder, pq.read_schema(path), judged(visits)), "found": dict(found)}
+    counted = sift(folder, schema(pq.read_schema(path), plan.toxicity and plan.toxicity[0]), judged(visits))
+    return {**counted, "found": dict(found), "audit": merged(audits)}
 
 
 def _grams(out: Path, config: Filter) -> Path | None:
@@ -244,19 +249,9 @@ def _texts(name: str) -> Iterator[str]:
         raise UserError(f"filter.evaluation: {name!r} cannot be read ({problem}); mend it or leave it out") from error
 
 
-def _digest(field: str, name: str) -> str:
-    if field == "wordlists":
-        return hashlib.sha256(_read(name).encode()).hexdigest()
+def _digest(name: str) -> str:
     try:
         return file_digest(Path(name).expanduser())
     except OSError as error:
         what = f"filter.evaluation: {name!r} cannot be read ({error.strerror})"
-        raise UserError(f"{what}; mend it or leave it out") from error
-
-
-def _read(name: str) -> str:
-    try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"filter.wordlists: {name!r} is no UTF-8 text file ({error})"
         raise UserError(f"{what}; mend it or leave it out") from error

@@ -30,6 +30,8 @@ class ToxicLines(Config):
     """tag: add columns; strip: take flagged lines out; drop: drop documents with a flagged line."""
     max_share: float = Field(0.2, ge=0, le=1)
     """Strip drops documents with a greater share of flagged lines."""
+    judge: str | None = None
+    """A text classifier of the Hugging Face hub, or its folder, that must find a flagged line toxic too."""
     wordlists: tuple[str, ...] = ("en", "es")
     """Files or addresses of unwanted words and phrases; en and es ship. They lower the score that flags a line."""
 
@@ -40,7 +42,14 @@ class ToxicLines(Config):
     def outside(self) -> dict[str, Any]:
         """The settings, with the model and the lists by content."""
         words = hashlib.sha256("\n".join(entries(self.wordlists)).encode()).hexdigest()
-        return self.model_dump(mode="json") | {"model": self._digests(), "wordlists": words}
+        return self.model_dump(mode="json") | {"model": self._digests(), "judge": self._judge(), "wordlists": words}
+
+    def _judge(self) -> list[str]:
+        if not self.judge:
+            return []
+        from tasks.text.judge import content
+
+        return content(self.judge)
 
     def _digests(self) -> list[str]:
         if not (folder := self.folder()):

@@ -5,12 +5,12 @@ Sources: Gopher (Rae et al. 2021, appendix A), C4 (Raffel et al. 2020), FineWeb 
 A new rule is a line here, a field in Filter and, where it counts something new, a field in Counts.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from tasks.text.quality import Counts
-from tasks.text.words import languages, words
+from tasks.text.words import languages
 
 # D documents
 Limit = float | None
@@ -76,20 +76,3 @@ def judge(counts: Counts, limits: Limits) -> list[Verdict]:
             for place in np.flatnonzero(number_D < limit_D if name.startswith("min_") else number_D > limit_D):
                 verdicts[place] = verdicts[place] or (name, round(float(number_D[place]), 6), None)
     return verdicts
-
-
-def listed(text: str, lexicon: Lexicon) -> float:
-    """Distinct entries per started thousand words. Whole words only: no word hits for a part of it (Scunthorpe)."""
-    found = words(text)
-    phrases = [phrase for first in lexicon.keys() & set(found) for phrase in lexicon[first]]
-    joined = f" {' '.join(found)} " if phrases else ""
-    return sum(f" {phrase} " in joined for phrase in phrases) / -(-max(1, len(found)) // 1_000)
-
-
-def lexicon(entries: Iterable[str]) -> dict[str, list[str]]:
-    """Index listed words and phrases by first word; entries without a word of two letters are left out (`s&m`)."""
-    index: dict[str, list[str]] = {}
-    for entry in sorted({" ".join(words(entry)) for entry in entries}):
-        if any(len(part) > 1 for part in entry.split()):
-            index.setdefault(entry.split()[0], []).append(entry)
-    return index

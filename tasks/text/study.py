@@ -17,6 +17,8 @@ from tasks.corpus import Group, Verdict
 from tasks.text import language, pii, rules
 from tasks.text.quality import counted
 from tasks.text.scan import lowered, plain
+from tasks.text.toxic_lines import Audit, Tools, treat
+from tasks.wordlists import ToxicLines
 
 
 class Plan(NamedTuple):
@@ -29,8 +31,7 @@ class Plan(NamedTuple):
     min_language_score: float
     pii: str
     pii_kinds: tuple[str, ...]
-    max_listed: float | None
-    lexicon: rules.Lexicon
+    toxicity: tuple[ToxicLines, Tools] | None
 
 
 class Studied(NamedTuple):
@@ -40,6 +41,8 @@ class Studied(NamedTuple):
     """None where no step has changed it."""
     verdicts: list[Verdict]
     counts: Counter[str]
+    audit: Audit
+    """Toxic lines to look at."""
 
 
 Step = Callable[[Plan, pa.Table], tuple[pa.Table, Sequence[Verdict], Counter[str]]]
@@ -54,7 +57,12 @@ def study(plan: Plan, group: Group) -> Studied:
         table, found, more = step(plan, table)
         verdicts = [before or now for before, now in zip(verdicts, found, strict=True)]
         counts += more
-    return Studied(None if table is given else table, verdicts, counts)
+    audit: Audit = {}
+    if plan.toxicity:  # last: lines are shown without personal data
+        table, found, more, audit = treat(table, *plan.toxicity)
+        verdicts = [before or now for before, now in zip(verdicts, found, strict=True)]
+        counts += more
+    return Studied(None if table is given else table, verdicts, counts, audit)
 
 
 def by_language(plan: Plan, table: pa.Table) -> tuple[pa.Table, Sequence[Verdict], Counter[str]]:
@@ -72,14 +80,6 @@ def by_quality(plan: Plan, table: pa.Table) -> tuple[pa.Table, Sequence[Verdict]
     return table, rules.judge(counted(lowered(table["text"]), grams(plan.grams)), plan.limits), Counter()
 
 
-def by_list(plan: Plan, table: pa.Table) -> tuple[pa.Table, Sequence[Verdict], Counter[str]]:
-    """Documents with too many listed words go."""
-    if plan.max_listed is None:
-        return table, [None] * len(table), Counter()
-    numbers = [rules.listed(text, plan.lexicon) for text in table["text"].to_pylist()]
-    return table, [("max_listed", n, None) if n > plan.max_listed else None for n in numbers], Counter()
-
-
 def by_pii(plan: Plan, table: pa.Table) -> tuple[pa.Table, Sequence[Verdict], Counter[str]]:
     """Personal data gives way to placeholders, where documents that hold it go also in their excerpts."""
     texts = plain(table["text"])
@@ -92,7 +92,7 @@ def by_pii(plan: Plan, table: pa.Table) -> tuple[pa.Table, Sequence[Verdict], Co
     return edited, verdicts, Counter(f"pii/{pii.KINDS[span.kind]}" for span in spans)
 
 
-STEPS: tuple[Step, ...] = (by_language, by_quality, by_list, by_pii)
+STEPS: tuple[Step, ...] = (by_language, by_quality, by_pii)
 
 
 @cache

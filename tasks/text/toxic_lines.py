@@ -8,7 +8,6 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +37,9 @@ class Tools(NamedTuple):
     listed: Phrases
 
 
-def tools(settings: ToxicLines, folder: Path | None) -> Tools:
-    """What `treat` works with: the model of a folder, if there is one, and the word lists."""
+def tools(settings: ToxicLines) -> Tools:
+    """What `treat` works with: the model, if there is one, and the word lists."""
+    folder = settings.folder()
     return Tools(load(folder) if folder else BLANK, phrases(entries(settings.wordlists)))
 
 
@@ -48,6 +48,8 @@ def treat(table: pa.Table, settings: ToxicLines, tools: Tools) -> tuple[pa.Table
     model = tools.model
     rating = rate(lowered(table["text"]), *tools)
     flagged_L = rating.flagged(model)
+    if settings.judge:
+        flagged_L = _agreed(table, rating, flagged_L, settings.judge)
     flagged_D, spoken_D = (
         rating.per_document(found.astype(np.int64)) for found in (flagged_L, rating.scores_L > SILENT)
     )
@@ -66,9 +68,10 @@ def treat(table: pa.Table, settings: ToxicLines, tools: Tools) -> tuple[pa.Table
     return table, verdicts, Counter({name: int(of_D.sum()) for name, of_D in found.items()}), audit
 
 
-def schema(before: pa.Schema, settings: ToxicLines) -> pa.Schema:
+def schema(before: pa.Schema, settings: ToxicLines | None) -> pa.Schema:
     """The schema of the table that `treat` returns."""
-    return pa.schema([*before, *(pa.field(*tag) for tag in TAGS.items() if settings.action == "tag")])
+    tags = TAGS if settings and settings.action == "tag" else {}
+    return pa.schema([*before, *(pa.field(*tag) for tag in tags.items())])
 
 
 def merged(audits: Iterable[Audit]) -> Audit:
@@ -109,7 +112,17 @@ def _audit(table: pa.Table, rating: Rating, flagged_L: np.ndarray, model: Model)
     return merged([{"flagged": _rows(table, rating, np.flatnonzero(flagged_L)), "borderline": ranked}])
 
 
-def _rows(table: pa.Table, rating: Rating, lines: np.ndarray) -> list[list[Any]]:
+def _agreed(table: pa.Table, rating: Rating, flagged_L: np.ndarray, judge: str) -> np.ndarray:
+    """The flagged lines of which a second classifier thinks the same."""
+    from tasks.text.judge import CHARS, agrees
+
+    lines, agreed_L = np.flatnonzero(flagged_L), np.zeros_like(flagged_L)
+    agreed_L[lines] = agrees(judge, [row[-1] for row in _rows(table, rating, lines, CHARS)])
+    return agreed_L
+
+
+def _rows(table: pa.Table, rating: Rating, lines: np.ndarray, chars: int = EXCERPT_CHARS) -> list[list[Any]]:
+    """(rank by hash, id, line, score, listed, text) of each of these lines."""
     places = np.searchsorted(rating.firsts_D1, lines, "right") - 1
     touched = table.select(["id", "text"]).take(pa.array(np.unique(places)))
     known = dict(zip(np.unique(places).tolist(), touched.to_pylist(), strict=True))
@@ -117,7 +130,7 @@ def _rows(table: pa.Table, rating: Rating, lines: np.ndarray) -> list[list[Any]]
     for line, place in zip(lines.tolist(), places.tolist(), strict=True):
         document, at = known[place], line - int(rating.firsts_D1[place])
         rank = blake2b(f"{document['id']} {at}".encode(), digest_size=6).hexdigest()
-        text = document["text"].split("\n")[at].strip()[:EXCERPT_CHARS]
+        text = document["text"].split("\n")[at].strip()[:chars]
         rows.append(
             [rank, document["id"], at, round(float(rating.scores_L[line]), 3), int(rating.listed_L[line]), text]
         )

@@ -88,14 +88,20 @@ def test_word_lists_enter_the_key_by_content_and_bad_ones_are_told(tmp_path):
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     for path in (first, second):
         path.write_text("garden\nowl\n")
-    assert Filter(wordlists=(str(first),)).outside() == Filter(wordlists=(str(second),)).outside()
+    assert lists(first).outside() == lists(second).outside() != Filter().outside()
     given = corpus(tmp_path / "in", [GOOD, GOOD.replace("garden", "yard").replace("owl", "hawk")])
-    kept, dropped, _ = run(tmp_path, given, wordlists=(str(first),), max_listed=0)
-    assert ([row["id"] for row in kept], [row["reason"] for row in dropped]) == (["0-1"], ["max_listed"])
+    kept, dropped, metrics = run(tmp_path, given, toxicity={"wordlists": [str(first)]})
+    assert (len(kept), dropped, metrics["data/listed_documents"]) == (2, [], 1), "a list alone drops nothing"
+    shown = json.loads((tmp_path / "out0" / "report" / "toxicity.table.json").read_text())
+    assert [row[:3] for row in shown["data"]] == [["listed", "0-0", 0]]
     first.write_bytes(b"caf\xe9")
     for bad in (first, tmp_path / "none.txt"):
-        with pytest.raises(UserError, match=r"filter\.wordlists"):
-            Filter(wordlists=(str(bad),)).outside()
+        with pytest.raises(UserError, match=r"filter\.toxicity\.wordlists"):
+            lists(bad).outside()
+
+
+def lists(path: Path) -> Filter:
+    return Filter(toxicity={"wordlists": [str(path)]})
 
 
 def test_the_bytes_are_the_same_for_any_number_of_workers(tmp_path):
@@ -115,10 +121,7 @@ def test_real_books_and_documentation_pass(tmp_path, shared_data):
     sources = (str(shared_data / "quijote.txt"), str(shared_data / "tinyshakespeare.txt"), "pydocs")
     with running("ingest", Runtime(workers=1)):
         ingest.fn(tmp_path / "in", Ingest(sources=sources, max_mb=0.5))
-    lists = tuple(str(shared_data / "lexicons" / name) for name in ("en.txt", "es.txt"))
-    kept, dropped, metrics = run(
-        tmp_path, Corpus(stage="ingest", key="k", digest="d", path=tmp_path / "in"), wordlists=lists
-    )
+    kept, dropped, metrics = run(tmp_path, Corpus(stage="ingest", key="k", digest="d", path=tmp_path / "in"))
     assert {row["source"] for row in kept[:2]}.isdisjoint({row["id"][:16] for row in dropped})
     assert metrics["data/dropped_share"] < 0.2, metrics
     assert len(dropped) > 5

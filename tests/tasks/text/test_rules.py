@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tasks.filter import Filter, defaults, rules
 from tasks.text.presets import PRESETS
 from tasks.text.quality import counted
-from tasks.text.rules import RULES, judge, lexicon, listed, spoken
+from tasks.text.rules import RULES, judge, spoken
 from tasks.text.scan import lowered
 from tasks.text.words import words
 
@@ -115,18 +115,6 @@ def test_a_form_that_sends_every_setting_may_change_the_preset(preset):
     again = Filter(preset=preset, max_braces=9)
     assert Filter(**again.model_dump()) == again
     assert defaults(preset)["max_overlap"] == 0
-
-
-def test_listed_words_count_once_whole_and_per_thousand_words():
-    known = lexicon(["darn", "two birds", "s&m"])
-    assert listed(LONG + "darn darn darn", known) == 1
-    assert listed(LONG + "two birds and DARN", known) == 2
-    assert listed(LONG.replace("dog", "class of darned undarn") + "birds two", known) == 0
-    assert listed(LONG * 12 + "two birds, darn", known) == 1, "2 in over 1,000 words"
-
-
-def test_an_entry_without_a_real_word_is_left_out():
-    assert lexicon(["s&m", "", "🖕", "2 girls 1 cup", "Cabrón"]) == {"2": ["2 girls 1 cup"], "cabrón": ["cabrón"]}
 
 
 @settings(max_examples=50, deadline=None)

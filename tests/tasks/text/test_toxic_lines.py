@@ -36,7 +36,7 @@ def table(*texts: str) -> pa.Table:
 
 def run(folder, *texts: str, model: bool = True, **changed: object):
     asked = ToxicLines(**{"wordlists": (str(folder / "words.txt"),), "model": str(folder) if model else None} | changed)
-    return treat(table(*texts), asked, tools(asked, folder if model else None))
+    return treat(table(*texts), asked, tools(asked))
 
 
 LONG = "\n".join(["İstanbul is calm", "", f"{NASTY}!", *["Σ a calm line"] * 8])
@@ -78,10 +78,7 @@ def test_without_a_model_listed_words_are_counted_and_shown_and_nothing_goes(fol
     assert counts == {"toxic_lines": 0, "toxic_documents": 0, "listed_documents": 1}
     assert [row[1:] for row in audit["listed"]] == [["d0", 0, 0.0, 2, "zork zork"]]
     shipped = ToxicLines()
-    assert (
-        treat(table("the vagina and the uterus", "¡maricón!"), shipped, tools(shipped, None))[2]["listed_documents"]
-        == 1
-    )
+    assert treat(table("the vagina and the uterus", "¡maricón!"), shipped, tools(shipped))[2]["listed_documents"] == 1
 
 
 @settings(max_examples=30, deadline=None)
@@ -91,7 +88,7 @@ def test_without_a_model_listed_words_are_counted_and_shown_and_nothing_goes(fol
 def test_any_cut_of_a_table_gives_the_same_texts_verdicts_and_audit(folder, texts, cut):
     whole, (asked, given) = run(folder, *texts), (ToxicLines(), table(*texts))
     asked = ToxicLines(wordlists=(str(folder / "words.txt"),), model=str(folder))
-    halves = [treat(part, asked, tools(asked, folder)) for part in (given[:cut], given[cut:])]
+    halves = [treat(part, asked, tools(asked)) for part in (given[:cut], given[cut:])]
     assert pa.concat_tables([half[0] for half in halves]).equals(whole[0])
     assert halves[0][1] + halves[1][1] == whole[1]
     assert halves[0][2] + halves[1][2] == whole[2] + whole[2].__class__()
