@@ -102,7 +102,7 @@ def test_a_service_killed_in_mid_run_costs_time_and_nothing_else(victim, at_home
     if state == "Crashed":
         prefect.retry(run)
         time.sleep(3)
-        assert prefect.finished(run, 120) == "Completed"
+        assert prefect.finished(run) == "Completed"
     noted, arrived = losses(home / "store", seed)
     assert len(noted) >= 500
     assert arrived == noted
