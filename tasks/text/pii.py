@@ -32,7 +32,7 @@ NINE = r"[6-9](?:\d{8}|\d\d(?: \d{3} |-\d{3}-)\d{3}|\d\d(?:[ .-]\d\d){3}|\d[ .-]
 """A Spanish number; 612.345.678 is left out, which is how amounts are written."""
 PATTERNS = (
     re.compile(rf"\b{ATOM}+(?:\.{ATOM}+)*@(?:(?:{LABEL}\.)+{LABEL}|\[{ADDRESS}\])"),
-    re.compile(ADDRESS, re.ASCII),
+    re.compile(rf"(?<!\d){ADDRESS}(?!\d)", re.ASCII),
     re.compile(
         rf"(?:\+|\b00)34[ .-]?{NINE}(?!\d)|\+[1-9](?:[ .-]?\(?\d\)?){{7,14}}(?!\d)"
         rf"|(?<!\d[ .,:/-])(?<![\w+.]){NINE}(?![\w-]|[ .,/:]\d)",
@@ -67,13 +67,15 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
     size = len(texts.data) // 2 + 2  # no two candidates begin at the same byte or the next
     kinds_C, starts_C, stops_C = np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.int64)
     count = _candidates(texts.data, texts.ends_D1, ATOMS, kinds_C, starts_C, stops_C)
+    taken, found = np.zeros(len(texts.data) if count else 0, bool), list[Span]()
+    begins_C = texts.ends_D1[np.searchsorted(texts.ends_D1, starts_C[:count], "right") - 1]
     order = np.argsort(kinds_C[:count], kind="stable")
-    taken, found = np.zeros(len(texts.data) + 1, bool) if count else np.zeros(0, bool), list[Span]()
-    for kind, start, stop in zip(
-        kinds_C[order].tolist(), starts_C[order].tolist(), stops_C[order].tolist(), strict=True
+    for kind, begin, start, stop in zip(
+        *(a[order].tolist() for a in (kinds_C, begins_C, starts_C, stops_C)), strict=True
     ):
         if KINDS[kind] in kinds:
-            for span in _look(texts, kind, start, stop):
+            free = found[-1].stop if kind == EMAIL and found else 0  # a local part may begin where an address ends
+            for span in _look(texts.data, kind, begin, max(start, free), stop):
                 if not taken[span.start : span.stop].any():
                     taken[span.start : span.stop] = True
                     found.append(span)
@@ -103,13 +105,20 @@ def documents_of(texts: Texts, found: Sequence[Span]) -> np.ndarray:
 # -- a closer look ----------------------------------------------------------------------------------------------------
 
 
-def _look(texts: Texts, kind: int, start: int, stop: int) -> Iterator[Span]:
-    """The spans of a kind in a candidate's bytes, which begin with two characters of context."""
-    text = texts.data[start:stop].tobytes().decode(errors="ignore")  # its last character may be cut
-    for match in PATTERNS[kind].finditer(text):
-        if length := CHECKS[kind](match.group()):  # in ASCII characters
-            first = start + len(text[: match.start()].encode())
-            yield Span(first, first + length, kind)
+def _look(data: np.ndarray, kind: int, begin: int, start: int, stop: int) -> Iterator[Span]:
+    """The spans of a kind in a candidate's bytes; patterns look at the characters before them as well."""
+    first = max(begin, start - 8)  # two whole characters at least
+    while first > begin and data[first] & 0xC0 == 0x80:
+        first -= 1
+    before = data[first:start].tobytes().decode()
+    text = before + data[start:stop].tobytes().decode(errors="ignore")  # the last character may be cut
+    pattern = PATTERNS[kind]
+    for match in (
+        pattern.finditer(text, len(before)) if kind in (EMAIL, IP, DNI) else [pattern.match(text, len(before))]
+    ):
+        if match and (length := CHECKS[kind](match.group())):  # in ASCII characters
+            at = first + len(text[: match.start()].encode())
+            yield Span(at, at + length, kind)
 
 
 def _public(address: str) -> int:
@@ -161,7 +170,7 @@ def _digit(c):
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def _candidates(data, ends_D1, atoms, kinds_C, starts_C, stops_C):
-    """Where each kind may stand, with two characters before it; returns how many there are."""
+    """Where each kind may stand; returns how many there are."""
     n = 0
     for d in range(ends_D1.shape[0] - 1):
         begin, end = ends_D1[d], ends_D1[d + 1]
@@ -179,11 +188,7 @@ def _candidates(data, ends_D1, atoms, kinds_C, starts_C, stops_C):
 
 
 @njit(inline="always")
-def _put(data, kind, start, stop, begin, n, kinds_C, starts_C, stops_C):
-    for _ in range(2):
-        start = max(begin, start - 1)
-        while start > begin and data[uint64(start)] & 0xC0 == 0x80:
-            start -= 1
+def _put(kind, start, stop, n, kinds_C, starts_C, stops_C):
     kinds_C[n], starts_C[n], stops_C[n] = kind, start, stop
     return n + 1
 
@@ -198,7 +203,7 @@ def _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
         lo -= 1
     while hi < most and (atoms[data[uint64(hi)]] & 2 or data[uint64(hi)] in (45, 46, 91, 93)):
         hi += 1
-    return _put(data, EMAIL, lo, hi, begin, n, kinds_C, starts_C, stops_C)
+    return _put(EMAIL, lo, hi, n, kinds_C, starts_C, stops_C)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -211,23 +216,24 @@ def _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
         dots += data[uint64(stop)] == 46
         stop += 1
     if dots >= 3 and not (before == 46 and _digit(_at(data, i - 2, begin, end))):  # else it was seen already
-        n = _put(data, IP, i, stop, begin, n, kinds_C, starts_C, stops_C)
+        n = _put(IP, i, stop, n, kinds_C, starts_C, stops_C)
     digits, group = stop - i - dots, i
     while group < end and _digit(data[uint64(group)]):
         group += 1
     group -= i
     after = _at(data, stop, begin, end)
-    letter = atoms[after] & 2 or (after == 45 and atoms[_at(data, stop + 1, begin, end)] & 2)
-    if letter and ((digits == 8 and dots in (0, 2)) or group == 7):
-        n = _put(data, DNI, max(begin, i - 2), min(end, stop + 3), begin, n, kinds_C, starts_C, stops_C)
     before_2, before_3 = _at(data, i - 2, begin, end), _at(data, i - 3, begin, end)
+    lead = 1 if 88 <= before <= 90 else 2 if before in (32, 45) and 88 <= before_2 <= 90 else 0  # X to Z
+    letter = atoms[after] & 2 or (after == 45 and atoms[_at(data, stop + 1, begin, end)] & 2)
+    if letter and ((digits == 8 and dots in (0, 2)) or (group == 7 and lead)):
+        n = _put(DNI, i - lead, min(end, stop + 3), n, kinds_C, starts_C, stops_C)
     if group >= 2 and 65 <= before <= 90 and 65 <= before_2 <= 90 and not atoms[before_3] & 2:
-        n = _put(data, IBAN, i - 2, min(end, i + 44), begin, n, kinds_C, starts_C, stops_C)
+        n = _put(IBAN, i - 2, min(end, i + 44), n, kinds_C, starts_C, stops_C)
     plus, first = before == 43, data[uint64(i)]
     if plus or first >= 54 or (first == 48 and _at(data, i + 2, begin, end) == 51):
         far = _phone(data, i, begin, end)
         if far:
-            n = _put(data, PHONE, i - plus, min(end, far + 2), begin, n, kinds_C, starts_C, stops_C)
+            n = _put(PHONE, i - plus, min(end, far + 2), n, kinds_C, starts_C, stops_C)
     return n
 
 
