@@ -30,7 +30,7 @@ T = TypeVar("T")
 Rule = float | list[int]
 """The share of documents to hold out, or how many characters of each row group are for training."""
 SPLITS = ("train", "val")
-UNIT_BYTES, UNITS, SHARD_TOKENS = 8 << 20, 500, 100_000_000
+UNIT_BYTES, UNITS, SHARD_TOKENS, BLOCK_TOKENS = 8 << 20, 500, 100_000_000, 1 << 20
 PIECE = np.dtype([("row", "i8"), ("held", "?"), ("lot", "f8"), ("bytes", "i8"), ("tokens", "i8")])
 """A document, or one of the two pieces of one that is cut: its row in the corpus part, whether it is held out."""
 TEXTS = [(name, pa.string()) for name in ("id", "split", "source", "shard")]
@@ -246,15 +246,27 @@ def _same(value: str, count: int) -> pa.Array:
 def _write(
     path: Path, dtype: str, files: list[int], places: np.ndarray, tokens: np.ndarray, eot: int, first: int
 ) -> None:
-    """One file of llm.c's layout: 256 int32 words (magic, version, count), then the tokens.
+    """One file of llm.c's layout: 256 int32 words (magic, version, count), then the tokens, some MiB at a time.
 
     Documents are read one by one: mapped files would bring 64 KiB each into memory (2.5 kB is a usual document).
     """
-    header, end, size = np.zeros(256, np.int32), np.array([eot], dtype).tobytes(), np.dtype(dtype).itemsize
+    header, ends, start = np.zeros(256, np.int32), np.cumsum(tokens + 1), 0
     header[:3] = *FORMATS[np.dtype(dtype)], first + tokens.sum() + len(tokens)
-    spans = zip(*places.tolist(), tokens.tolist(), strict=True)
-    with path.open("wb", buffering=1 << 20) as file:
-        file.write(header.tobytes() + end * first)
-        for unit, begin, count in spans:
-            file.write(os.pread(files[unit], count * size, begin * size))
-            file.write(end)
+    with path.open("wb") as file:
+        file.write(header.tobytes() + np.full(first, eot, dtype).tobytes())
+        while start < len(tokens):
+            begun = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, begun + BLOCK_TOKENS, "right")))
+            block = np.empty(int(ends[stop - 1]) - begun, dtype)
+            block[ends[start:stop] - begun - 1] = eot
+            _fill(memoryview(block).cast("B"), block.itemsize, files, places[:, start:stop], tokens[start:stop])
+            file.write(block.data)
+            start = stop
+
+
+def _fill(block: memoryview, size: int, files: list[int], places: np.ndarray, tokens: np.ndarray) -> None:
+    """Read pieces one after the other into a block, one token left free after each."""
+    at = 0
+    for unit, begin, count in zip(*places.tolist(), (tokens * size).tolist(), strict=True):
+        os.preadv(files[unit], [block[at : at + count]], begin * size)
+        at += count + size
