@@ -27,6 +27,7 @@ from tasks.runtime import progress, say
 from tasks.sources import Source, find
 from tasks.stage import stage
 
+FEW_BYTES = 256 << 20  # half of the work is Python's: below this, two threads are through before processes have started
 FETCHING = ("private_addresses", "max_fetch_gb")
 """Settings that no part depends on."""
 
@@ -71,7 +72,8 @@ def ingest(out: Path, config: Ingest) -> Metrics:
     reading = config.model_dump(mode="json", exclude={"sources", "bad_files", "max_drop_share", *FETCHING})
     sources = config.found(note=say)
     jobs = [([source.identity, reading], partial(_build, source, config)) for source in sources]
-    made = zip(sources, built(jobs, gil=True, tolerated=tolerated, least=2), strict=True)
+    much = sum(source.size_bytes for source in sources) > FEW_BYTES
+    made = zip(sources, built(jobs, gil=much, tolerated=tolerated, least=2), strict=True)
     for source, part in progress(made, "sources", len(sources)):
         if isinstance(part, BadFile):
             say(f"skipped: {part}")
