@@ -54,9 +54,9 @@ class Toxicity(Config):
     """The column that holds the language, if there is one: figures are given for each."""
     clean_labels: tuple[str, ...] = ("clean", "neutral", "neither", "none", "normal", "not toxic", "non-toxic", "false")
     """Words that label what is not toxic."""
-    false_positives: float = Field(0.0002, gt=0, lt=0.5)
+    false_positives: float = Field(0.0005, gt=0, lt=0.5)
     """Share of the clean sample's lines that may be flagged."""
-    false_positives_labelled: float = Field(0.025, gt=0, le=1)
+    false_positives_labelled: float = Field(0.02, gt=0, le=1)
     """Share of the texts labelled as clean that may be flagged: they are of the toxic ones' kind, and hard to tell."""
     max_rows: int = Field(200_000, ge=100)
     """Most labelled texts, and most clean lines, that are used: those of lowest hash."""
