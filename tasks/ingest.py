@@ -7,12 +7,13 @@ which a later run with more sources links instead of reading again. `logs/source
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from gpt.errors import UserError
@@ -21,13 +22,15 @@ from tasks.artifacts import Corpus, Metrics
 from tasks.corpus import DOCUMENT, Facts, Part, Sieve, Verdict, gathered, linked, settle, sift
 from tasks.files import file_digest
 from tasks.parts import built
-from tasks.records import BadFile, column_types, rows
+from tasks.records import BINARY, BadFile, Row, batch_rows, batches, column_types, rows
 from tasks.remote import Limits
 from tasks.runtime import progress, say
 from tasks.sources import Source, find
 from tasks.stage import stage
 
 FEW_BYTES = 256 << 20  # half of the work is Python's: below this, two threads are through before processes have started
+VISIBLE = r"[^\s\v\x1c-\x1f\x85\p{Z}]"  # what is left of a text that Python's strip leaves anything of
+Judged = tuple[pa.Table, list[Verdict]]
 FETCHING = ("private_addresses", "max_fetch_gb")
 """Settings that no part depends on."""
 
@@ -64,7 +67,7 @@ class Ingest(Sieve):
         return find(self.sources, self.max_mb, note, limits)
 
 
-@stage(Corpus, version="1")
+@stage(Corpus, version="2")
 def ingest(out: Path, config: Ingest) -> Metrics:
     """Read the sources into one Corpus and say how big it is."""
     parts, report = list[Part](), list[dict[str, Any]]()
@@ -98,7 +101,8 @@ def _build(source: Source, config: Ingest, folder: Path) -> Facts:
         say(f"{source.path} is longer than ingest.max_doc_bytes={config.max_doc_bytes:,}: split at blank lines")
     schema = pa.schema([*DOCUMENT, *carried])
     try:
-        facts = sift(folder, schema, gathered(progress(_judged(source, config), "rows"), schema))
+        judged = _columns if source.format == "parquet" else _rows
+        facts = sift(folder, schema, judged(source, config, schema))
     except (pa.ArrowException, UnicodeError, OverflowError) as error:
         what = f"{source.path}: a column is not what ingest.carry={config.carry} says"
         raise BadFile(f"{what} ({str(error).partition(chr(10))[0]}); give its type or leave it out") from error
@@ -116,17 +120,58 @@ def _check_column(source: Source, column: str) -> None:
         raise BadFile(f"{source.path}: {found}, and text is needed; columns are {others}; set ingest.text_column")
 
 
-def _judged(source: Source, config: Ingest) -> Iterator[tuple[dict[str, Any], Verdict]]:
+def _columns(source: Source, config: Ingest, schema: pa.Schema) -> Iterator[Judged]:
+    """A parquet file a batch of columns at a time; row by row where a batch holds anything but good text."""
+    first, label = 0, source.digest[:16]
+    for batch in progress(batches(source, (config.text_column, *config.carry)), "batches of 64 rows"):
+        if (good := _good(batch, config, schema)) is not None:
+            names = pa.array([f"{label}-{row}" for row in range(first, first + len(batch))])
+            made = {"id": names, "source": pa.array([label] * len(batch))} | good
+            yield pa.table([made[name] for name in schema.names], schema), [None] * len(batch)
+        else:
+            yield from gathered(_judged(batch_rows(batch), config.text_column, config, label, first), schema)
+        first += len(batch)
+
+
+def _good(batch: pa.RecordBatch, config: Ingest, schema: pa.Schema) -> dict[str, pa.Array] | None:
+    """The text and carried columns of a batch if all of it is good: what `_checked` says, asked of whole columns."""
+    kinds = {name: batch[name].type for name in batch.schema.names}
+    wanted = {name: schema.field(name).type for name in config.carry} | {config.text_column: pa.string()}
+    if any(kinds.get(name) != (BINARY if kind == pa.string() else kind) for name, kind in wanted.items()):
+        return None
+    raw = batch[config.text_column]
+    try:
+        text = raw.cast(pa.string())  # which checks its UTF-8
+        carried = {name: batch[name].cast(schema.field(name).type) for name in config.carry}
+    except pa.ArrowInvalid:
+        return None
+    long = pc.greater(pc.binary_length(raw), config.max_doc_bytes)  # ty: ignore[missing-attribute]
+    bad = pc.or_(long, pc.match_substring(text, "\0"))  # ty: ignore[missing-attribute]
+    visible = pc.match_substring_regex(text, VISIBLE)  # ty: ignore[missing-attribute]
+    fine = not raw.null_count and pc.all(pc.and_not(visible, bad)).as_py()  # ty: ignore[missing-attribute]
+    return {"text": text, **carried} if fine else None
+
+
+def _rows(source: Source, config: Ingest, schema: pa.Schema) -> Iterator[Judged]:
+    """Any other source row by row."""
+    if source.kind == "pydocs":
+        documents = ((document, "") for document in pydocs.documents(config.max_mb))
+        return gathered(_judged(progress(documents, "rows"), "text", config), schema)
+    found = progress(rows(source, (config.text_column, *config.carry), config.max_doc_bytes), "rows")
+    return gathered(_judged(found, config.text_column, config, source.digest[:16]), schema)
+
+
+def _judged(
+    found: Iterable[Row], column: str, config: Ingest, digest: str = "", first: int = 0
+) -> Iterator[tuple[dict[str, Any], Verdict]]:
     """Each row with its id: the file's digest and the row; in the built-in corpus, the distribution's and the row.
 
     So a distribution that comes or goes leaves the ids of the others, and all that is made of them, as they are.
     """
-    built_in, numbers = source.kind == "pydocs", Counter[str]()
-    column = "text" if built_in else config.text_column
-    plain = ((document, "") for document in pydocs.documents(config.max_mb))
-    for row, reason in plain if built_in else rows(source, (column, *config.carry), config.max_doc_bytes):
-        label = row["source"] if built_in else source.digest[:16]
-        prefix = hashlib.sha256(label.encode()).hexdigest()[:16] if built_in else label
+    numbers = Counter({digest: first})
+    for row, reason in found:
+        label = digest or row["source"]
+        prefix = digest or hashlib.sha256(label.encode()).hexdigest()[:16]
         text, reason = ("", reason) if reason else _checked(row.get(column), config.max_doc_bytes)
         made = {"id": f"{prefix}-{numbers[label]}", "text": text, "source": label}
         numbers[label] += 1

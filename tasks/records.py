@@ -63,18 +63,32 @@ def _readable(source: Source) -> Generator[None]:
         raise kind(f"{source.path} cannot be read {how} ({reason}); mend it or leave it out") from error
 
 
+def batches(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a parquet file as columns; strings as binary, since Arrow does not check their UTF-8 on reading."""
+    with _readable(source):
+        yield from _batches(source, columns)
+
+
 def _parquet_rows(source: Source, columns: Sequence[str], _: int) -> Iterator[Row]:
+    return (row for batch in _batches(source, columns) for row in batch_rows(batch))
+
+
+def batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
+    """A batch row by row."""
+    for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+        yield dict(zip(batch.schema.names, map(_text, values), strict=True)), ""
+
+
+def _batches(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     decoded = 0
     # Page by page: else a column of a row group comes into memory as a whole, and some files have but one row group.
     with pq.ParquetFile(source.file, page_checksum_verification=True, pre_buffer=False, buffer_size=PAGE_BYTES) as file:
-        names = [name for name in columns if name in file.schema_arrow.names]
+        names = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
         for batch in file.iter_batches(_batch_rows(source, file.metadata, names), columns=names):
-            # Strings as binary: Arrow does not check UTF-8 on reading, and `to_pylist` would fail for the whole batch.
             plain = [array.cast(BINARY) if _is_text(array.type) else array for array in map(batch.column, names)]
             decoded += sum(array.nbytes for array in plain)
             _check_ratio(source, decoded)
-            for values in zip(*(array.to_pylist() for array in plain), strict=True):
-                yield dict(zip(names, map(_text, values), strict=True)), ""
+            yield pa.record_batch(plain, names)
 
 
 def _batch_rows(source: Source, about: pq.FileMetaData, names: Sequence[str]) -> int:

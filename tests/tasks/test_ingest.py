@@ -90,6 +90,31 @@ def test_every_string_type_of_parquet_is_text(kind, index, run, tmp_path):
     assert [row["text"] for row in read(run(tmp_path / "a.parquet"))] == texts
 
 
+ODD = st.text(st.sampled_from("ab é世\n\t\v\x1c\x1f\x85\xa0\u2003\u2028\u3000\u200b\0"), max_size=6).map(str.encode)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.one_of(ODD, st.binary(max_size=4), st.none()), min_size=1, max_size=8))
+def test_a_batch_is_good_as_a_whole_if_and_only_if_each_row_is(texts, tmp_path_factory):
+    config, text = Ingest(max_doc_bytes=1_000), pa.array(texts, pa.large_binary())
+    each = [module._checked(value, 1_000) for value in texts]
+    batch = pa.record_batch([text, pa.array(range(len(texts)))], ["text", "score"])
+    good = module._good(batch, config, pa.schema([*module.DOCUMENT]))
+    assert (good is not None) == all(not reason for _, reason in each), each
+    assert good is None or good["text"].to_pylist() == [text for text, _ in each]
+
+
+def test_bad_rows_of_a_parquet_file_cost_no_good_ones(run, tmp_path):
+    texts = [f"Document {n}." if n % 70 else ["", None, "\0", "x" * 2_000][n // 70 % 4] for n in range(1_000)]
+    table = pa.table({"text": texts, "score": range(1_000), "url": [f"u{n}" for n in range(1_000)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    out = run(tmp_path / "a.parquet", max_doc_bytes=1_000, carry={"score": "int64", "url": "string"})
+    found = [(row["text"], row["score"], row["url"], int(row["id"][17:])) for row in read(out)]
+    assert found == [(text, n, f"u{n}", n) for n, text in enumerate(texts) if n % 70]
+    reasons = ["empty", "null", "nul_character", "too_long"]
+    assert dropped(out) == [(str(n), reasons[n // 70 % 4]) for n in range(0, 1_000, 70)]
+
+
 def test_columns_beside_the_text_are_not_read_however_they_are_nested(run, tmp_path):
     rows = [{"text": f"Document {n}.", "about": {"tags": [["a"], [{"b": n}]]}} for n in range(5)]
     kind = pa.struct({"tags": pa.list_(pa.map_(pa.string(), pa.int64()))})
