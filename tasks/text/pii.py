@@ -8,6 +8,7 @@ E-mail addresses are RFC 5322's dot-atoms at a domain with a dot.
 
 import ipaddress
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
@@ -34,12 +35,14 @@ PATTERNS = (
     re.compile(rf"\b{ATOM}+(?:\.{ATOM}+)*@(?:(?:{LABEL}\.)+{LABEL}|\[{ADDRESS}\])"),
     re.compile(rf"(?<!\d){ADDRESS}(?!\d)", re.ASCII),
     re.compile(
-        rf"(?:\+|\b00)34[ .-]?{NINE}(?!\d)|\+[1-9](?:[ .-]?\(?\d\)?){{7,14}}(?!\d)"
-        rf"|(?<!\d[ .,:/-])(?<![\w+.]){NINE}(?![\w-]|[ .,/:]\d)",
+        rf"(?<![\w)])(?:\+|00)34[ .-]?{NINE}(?!\w)|(?<![\w)])\+[1-9](?:[ .-]?\(?\d\)?){{7,14}}(?!\w)"
+        rf"|(?<!\d[ ,:])(?<![\w)+./#=-]){NINE}(?![\w-]|[ .,/:]\d)",
         re.ASCII,
     ),
     re.compile(r"\b[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![a-z])", re.ASCII),
-    re.compile(r"\b(?:[XYZ][- ]?\d{7}|\d{8}|\d\d\.\d{3}\.\d{3})-?[A-HJ-NP-TV-Za-hj-np-tv-z]\b", re.ASCII),
+    re.compile(
+        r"(?<![\w.,+-])(?:[XYZ][- ]?\d{7}|\d{8}|\d\d\.\d{3}\.\d{3})-?[A-HJ-NP-TV-Za-hj-np-tv-z](?![\w+]|-\w)", re.ASCII
+    ),
 )
 LENGTHS = dict(
     re.findall(
@@ -67,19 +70,20 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
     size = len(texts.data) // 2 + 2  # no two candidates begin at the same byte or the next
     kinds_C, starts_C, stops_C = np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.int64)
     count = _candidates(texts.data, texts.ends_D1, ATOMS, kinds_C, starts_C, stops_C)
-    taken, found = np.zeros(len(texts.data) if count else 0, bool), list[Span]()
     begins_C = texts.ends_D1[np.searchsorted(texts.ends_D1, starts_C[:count], "right") - 1]
     order = np.argsort(kinds_C[:count], kind="stable")
+    order = order[np.isin(kinds_C[order], [KINDS.index(kind) for kind in kinds])]
+    found, free = list[Span](), 0
     for kind, begin, start, stop in zip(
         *(a[order].tolist() for a in (kinds_C, begins_C, starts_C, stops_C)), strict=True
     ):
-        if KINDS[kind] in kinds:
-            free = found[-1].stop if kind == EMAIL and found else 0  # a local part may begin where an address ends
-            for span in _look(texts.data, kind, begin, max(start, free), stop):
-                if not taken[span.start : span.stop].any():
-                    taken[span.start : span.stop] = True
-                    found.append(span)
-    return sorted(found)
+        start = max(start, free) if kind == EMAIL else start  # a local part may begin where an address ends
+        for span in _look(texts.data, kind, begin, start, stop):
+            at = bisect_left(found, span)
+            if (at == 0 or found[at - 1].stop <= span.start) and (at == len(found) or span.stop <= found[at].start):
+                found.insert(at, span)
+                free = span.stop
+    return found
 
 
 def replaced(texts: Texts, found: Sequence[Span]) -> pa.Array:
@@ -226,14 +230,14 @@ def _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
     lead = 1 if 88 <= before <= 90 else 2 if before in (32, 45) and 88 <= before_2 <= 90 else 0  # X to Z
     letter = atoms[after] & 2 or (after == 45 and atoms[_at(data, stop + 1, begin, end)] & 2)
     if letter and ((digits == 8 and dots in (0, 2)) or (group == 7 and lead)):
-        n = _put(DNI, i - lead, min(end, stop + 3), n, kinds_C, starts_C, stops_C)
+        n = _put(DNI, i - lead, min(end, stop + 4), n, kinds_C, starts_C, stops_C)
     if group >= 2 and 65 <= before <= 90 and 65 <= before_2 <= 90 and not atoms[before_3] & 2:
         n = _put(IBAN, i - 2, min(end, i + 44), n, kinds_C, starts_C, stops_C)
-    plus, first = before == 43, data[uint64(i)]
-    if plus or first >= 54 or (first == 48 and _at(data, i + 2, begin, end) == 51):
+    first, prior = data[uint64(i)], before_2 if before == 43 else before
+    if prior != 41 and not atoms[prior] & 2 and (before == 43 or first >= 54 or first == 48):
         far = _phone(data, i, begin, end)
         if far:
-            n = _put(PHONE, i - plus, min(end, far + 2), n, kinds_C, starts_C, stops_C)
+            n = _put(PHONE, i - (before == 43), min(end, far + 2), n, kinds_C, starts_C, stops_C)
     return n
 
 

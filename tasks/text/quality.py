@@ -25,7 +25,6 @@ from tasks.text.scan import (
     kind,
     mixed,
     room,
-    word_hash,
     words,
 )
 from tasks.text.words import COMMON, STOP_WORDS
@@ -37,12 +36,12 @@ CLOSERS = "\"'”’»)]」』"
 BLANKS = "\t\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
-PARTERS = "-:<>=/,–—"
-"""Marks that part words between which they stand; published limits count so."""
+HEADS = "-./\\@~^|"
+"""Marks that belong to the word which they precede (--help, .5, /etc): alone a run of them counts once."""
 LONGEST_WORD, LINE_WORDS, SHORT_LINE = 1_000, 5, 30
 """C4 passes over lines with a longer word (characters) or fewer words; FineWeb calls lines up to this short."""
 
-BLANK, BULLET, DASH, TERMINAL, CLOSER, PARTER = 1, 2, 4, 8, 16, 32
+BLANK, BULLET, DASH, TERMINAL, CLOSER, HEAD = 1, 2, 4, 8, 16, 32
 TRAITS = np.zeros(0x10000, np.uint8)
 """What lines look at in a character, as bits."""
 for _bit, _characters in (
@@ -51,7 +50,7 @@ for _bit, _characters in (
     (DASH, DASHES),
     (TERMINAL, TERMINALS),
     (CLOSER, CLOSERS),
-    (PARTER, PARTERS),
+    (HEAD, HEADS),
 ):
     TRAITS[[*map(ord, _characters)]] |= _bit
 
@@ -69,12 +68,12 @@ class Counts(NamedTuple):
     chars: np.ndarray
     """Characters of the document."""
     pieces: np.ndarray
-    """Words as people count them: one mark glues (don't, a.b, f(x) are one), hyphens and some others part."""
+    """Words as people count them: don't, f(x), --help and 1e-5 are one, well-known and a=b are two."""
     piece_chars: np.ndarray
     alphabetic: np.ndarray
     """Pieces with a letter."""
     symbols: np.ndarray
-    """Runs of one and the same character that is neither of a word nor blank nor glues."""
+    """Marks that belong to no piece."""
     hashes: np.ndarray
     """The character #."""
     ellipses: np.ndarray
@@ -151,8 +150,11 @@ def _known() -> tuple[np.ndarray, np.ndarray]:
         bits |= {word: bits.get(word, 0) | mark for word in listed}
     bits |= {word: bits.get(word, 0) | place << CUE_SHIFT for place, word in enumerate(CUES, 1)}
     keys, marks = np.zeros(1024, np.uint64), np.zeros(1024, np.uint32)
-    for word, mark in bits.items():
-        at = (h := word_hash(word)) & 1023
+    data = np.frombuffer(" ".join(bits).encode(), np.uint8)  # one word is one word: checked by the tests
+    texts = Texts(data, np.array([0, len(data)]))
+    hashes, *others = room(texts)
+    for h, mark in zip(hashes[: words(data, 0, len(data), KINDS, hashes, *others)], bits.values(), strict=True):
+        at = int(h) & 1023
         while keys[at]:
             at = at + 1 & 1023
         keys[at], marks[at] = h, mark
@@ -201,7 +203,8 @@ def _count(
         out, begin, end = out_DF[d], uint64(ends_D1[d]), uint64(ends_D1[d + 1])
         n = words(data, begin, end, kinds, hashes_W, starts_W, chars_W)
         _words(n, hashes_W, chars_W, keys, marks, sums_W, slots_W, out)
-        _lines(data, begin, end, kinds, traits, n, starts_W, chars_W, slots_W, table_S, rolled_W, places_W, out)
+        _pieces(data, begin, end, kinds, traits, out)
+        _lines(data, begin, end, traits, n, starts_W, chars_W, slots_W, table_S, rolled_W, places_W, out)
         if grams_S.shape[0]:
             out[OVERLAP] = within(hashes_W, n, grams_S)
         _ngrams(n, hashes_W, sums_W, table_S, seen_S, rolled_W, places_W, slots_W, out[NGRAMS:])
@@ -224,7 +227,52 @@ def _words(n, hashes_W, chars_W, keys, marks, sums_W, cues_W, out):
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def _lines(data, begin, end, kinds, traits, n, starts_W, chars_W, cues_W, table_S, paragraphs_W, sizes_W, out):
+def _pieces(data, i, end, kinds, traits, out):
+    """Words as people count them, and the marks that stand alone: what lies between blanks, character by character."""
+    before, previous, mark = uint32(0), uint32(0), uint32(0)  # the word's last character, the one before, a mark
+    stuck, spelt, loose, gap = 0, False, 0, 0  # marks at its head; has it a letter; marks behind it, in all
+    while i < end:
+        code, step = character(data, i)
+        i += uint64(step)
+        trait = traits[code] if code < 0x10000 else uint8(0)
+        what = SEPARATOR if trait & BLANK or code == 10 else kind(kinds, code)
+        if trait & BLANK or code == 10:
+            out[SYMBOLS] += loose
+            before, stuck, loose, gap = uint32(0), 0, 0, 0
+        elif what != SEPARATOR:
+            parted = what == WORD and gap == 1 and _parts(mark, before, code)
+            if before == 0 or parted or what == SINGLE:
+                out[SYMBOLS] += 1 if parted else loose if what == SINGLE else -stuck
+                out[PIECES] += 1
+                gap, spelt = 0, False
+            letter = 97 <= code <= 122 or code > 127
+            out[PIECE_CHARS] += 1 + gap
+            out[ALPHABETIC] += letter and not spelt
+            before, spelt = code if what == WORD else uint32(0), letter or spelt
+            stuck, loose, gap = 0, 0, 0
+        elif before:
+            loose += not trait & HEAD or (code == 46 and previous != 46)
+            gap, mark = gap + 1, code
+        elif not stuck:
+            out[SYMBOLS] += 1
+            stuck = int(trait & HEAD != 0)
+        previous = code
+    out[SYMBOLS] += loose
+
+
+@njit(inline="always")
+def _parts(mark, before, code):
+    """Whether a mark between two characters of words parts them."""
+    digits = (48 <= before <= 57) + (48 <= code <= 57)
+    if mark in (44, 45, 0x2013, 0x2014):  # comma and dashes
+        return digits == 0 or (digits == 2 and mark == 45)
+    if mark in (42, 43, 94):  # * + ^
+        return digits == 2
+    return mark in (47, 58, 60, 61, 62) and not 48 <= code <= 57  # / : < = >
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _lines(data, begin, end, traits, n, starts_W, chars_W, cues_W, table_S, paragraphs_W, sizes_W, out):
     """What lines and paragraphs tell."""
     least = 1
     for i in range(begin, end):
@@ -234,7 +282,7 @@ def _lines(data, begin, end, kinds, traits, n, starts_W, chars_W, cues_W, table_
     table_S[: mask + uint64(1)] = 0
     i, w, paragraph, size, parts = begin, 0, FNV, 0, 0
     while i < end:
-        i, h, chars, sentences = _line(data, i, end, kinds, traits, out)
+        i, h, chars, sentences = _line(data, i, end, traits, out)
         first_w, longest, policy = w, 0, False
         while w < n and uint64(starts_W[w]) < i:
             longest = max(longest, chars_W[w])
@@ -266,11 +314,10 @@ def _lines(data, begin, end, kinds, traits, n, starts_W, chars_W, cues_W, table_
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def _line(data, i, end, kinds, traits, out):
+def _line(data, i, end, traits, out):
     """Read a line: (where the next begins, its hash, its characters without blanks at the ends, C4's sentences)."""
     h, kept, chars, inner, opening = FNV, FNV, 0, 0, uint32(0)
-    last, previous, dots, tail, sentences, ended, mark = uint32(0), uint32(0xFFFFFFFF), 0, 0, 0, False, 0
-    inside, glued, spelt = False, False, False  # in a piece; after a mark that may glue; the piece has a letter
+    last, dots, tail, sentences, ended, mark = uint32(0), 0, 0, 0, False, 0
     while i < end:
         code, step = character(data, i)
         stop = i + uint64(step)
@@ -284,25 +331,9 @@ def _line(data, i, end, kinds, traits, out):
         out[HASHES] += code == 35
         out[BRACES] += code == 123
         if not trait & BLANK:
-            what = kind(kinds, code)
-            if what == SEPARATOR:
-                out[SYMBOLS] += code != previous
-                glued, inside = inside and not trait & PARTER, False
-            else:
-                glued &= what == WORD
-                spelt &= (inside or glued) and what == WORD
-                if glued:
-                    out[SYMBOLS] -= 1
-                elif not inside or what == SINGLE:
-                    out[PIECES] += 1
-                letter = 97 <= code <= 122 or code > 127
-                out[PIECE_CHARS] += 1 + glued
-                out[ALPHABETIC] += letter and not spelt
-                spelt, inside, glued = letter or spelt, what == WORD, False
             ended = trait & TERMINAL != 0 or (ended and trait & CLOSER != 0)
         else:
-            sentences, ended, inside, glued = sentences + ended, False, False, False
-        previous = code
+            sentences, ended = sentences + ended, False
         if chars or not trait & BLANK:
             h, inner = hashed(data, i, stop, h), inner + 1
         if not trait & BLANK:

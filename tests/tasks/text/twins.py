@@ -174,27 +174,39 @@ def _counts(char: str) -> bool:
 
 
 def _pieces(text: str) -> tuple[list[str], int]:
-    """Words joined by one mark that glues, and how many runs of other marks there are."""
+    """Words as people count them, and how many marks belong to none."""
     pieces, symbols = list[str](), 0
     for chunk in text.split():
-        kinds = ((char, "1" if _alone(char) else "w" if _inside(char) else char) for char in chunk)
-        runs = [(kind, "".join(c for c, _ in run)) for kind, run in itertools.groupby(kinds, lambda pair: pair[1])]
-        atoms = [(k, c) for k, run in runs for c in (run if k == "1" else [run])]
+        kinds = [(char if _alone(char) else "w" if _inside(char) else "m", char) for char in chunk]
+        runs = [(kind, "".join(c for _, c in run)) for kind, run in itertools.groupby(kinds, lambda pair: pair[0])]
+        atoms = [(k, c) for k, run in runs for c in (run if k not in ("w", "m") else [run])]
         for at, (kind, run) in enumerate(atoms):
             before, after = (atoms[n][0] if 0 <= n < len(atoms) else "" for n in (at - 1, at + 1))
-            if kind not in ("1", "w"):
-                glues = before == after == "w" and _glues(kind, run)
-                pieces[-1:] = [pieces[-1] + run] if glues else pieces[-1:]
-                symbols += not glues
-            elif kind == "w" and at > 1 and atoms[at - 2][0] == "w" and _glues(*atoms[at - 1]):
-                pieces[-1] += run
-            else:
+            if kind == "m" and before != "w":
+                symbols += _head(run, after == "w")
+            elif kind == "m" and (after != "w" or _parts(atoms[at - 1][1], run, atoms[at + 1][1])):
+                symbols += 1 if after == "w" else len(re.findall(r"\.+|[^-./\\@~^|]", run))
+            elif kind == "w" and at > 1 and before == "m" and atoms[at - 2][0] == "w":
+                if _parts(atoms[at - 2][1], atoms[at - 1][1], run):
+                    pieces.append(run)
+                else:
+                    pieces[-1] += atoms[at - 1][1] + run
+            elif kind != "m":
                 pieces.append(run)
     return pieces, symbols
 
 
-def _glues(kind: str, run: str) -> bool:
-    return kind not in ("1", "w") and len(run) == 1 and run not in "-:<>=/,–—"
+def _head(run: str, of_word: bool) -> int:
+    """Marks before a word: those from the first one that belongs to it are its own; with no word there they are one."""
+    free = len(list(itertools.takewhile(lambda char: char not in "-./\\@~^|", run)))
+    return free + (free < len(run) and not of_word)
+
+
+def _parts(left: str, mark: str, right: str) -> bool:
+    digits = [char in "0123456789" for char in (left[-1], right[0])]
+    if mark in ("-", "–", "—", ","):
+        return not any(digits) or (mark == "-" and all(digits))
+    return all(digits) if mark in ("*", "+", "^") else mark in tuple("/:<=>") and not digits[1]
 
 
 def _policy(line: str) -> bool:
