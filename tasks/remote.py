@@ -78,19 +78,17 @@ def fetched(url: str, limits: Limits = ANY, wanted: Callable[[str], object] = bo
     system, paths = _listed(url, limits, wanted)
     user, at, _ = parts.netloc.rpartition("@")
     for path, now in paths:  # each with all that it takes to name it alone
-        name = f"{parts.scheme}://{user}{at}{path}" + (f"?{parts.query}" if parts.query else "")
+        name = f"{parts.scheme}://{user}{at}{path.lstrip('/')}" + (f"?{parts.query}" if parts.query else "")
         opened = partial(system.open_input_file, path)
         yield name, _kept(name, partial(_copied, name, opened, now, limits))
 
 
 def _kept(url: str, bring: Callable[[Path, Path], None]) -> Path:
-    """The URL's file in the store, brought up to date unless that was done just now."""
+    """The URL's file in the store, brought up to date."""
     folder = default_store().root / "remote" / hashlib.sha256(url.encode()).hexdigest()[:24]
     file = folder / (re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-80:] or "file")
     with locked(folder / "lock", f"{url} is being fetched by another process; waiting for it"):
-        if not (file.exists() and time.monotonic() - _confirmed.get(folder, -BELIEVED_S) < BELIEVED_S):
-            bring(folder, file)
-            _confirmed[folder] = time.monotonic()
+        bring(folder, file)
     return file
 
 
@@ -100,10 +98,14 @@ def _kept(url: str, bring: Callable[[Path, Path], None]) -> Path:
 def _http(url: str, limits: Limits, folder: Path, file: Path) -> None:
     """Try again where that may help; a try that brought more counts as the first. Where all fail an old copy serves."""
     half, tries = folder / "partial", 0
+    if file.exists() and time.monotonic() - _confirmed.get(folder, -BELIEVED_S) < BELIEVED_S:
+        return
     while True:
         before = _size(half)
         try:
-            return _try(url, limits, folder, file)
+            _try(url, limits, folder, file)
+            _confirmed[folder] = time.monotonic()
+            return
         except (Unreachable, OSError, HTTPException) as error:
             if getattr(error, "errno", None) in FULL:
                 raise
@@ -163,7 +165,6 @@ def _told(found: HTTPResponse) -> Known:
 
 def _listed(url: str, limits: Limits, wanted: Callable[[str], object]) -> tuple[Any, list[tuple[str, Known]]]:
     """(the file system, each file that the URL names, by name)."""
-    from pyarrow import ArrowException
     from pyarrow.fs import FileSelector, FileType
 
     name, _, query = url.partition("?")
@@ -176,12 +177,12 @@ def _listed(url: str, limits: Limits, wanted: Callable[[str], object]) -> tuple[
         found = [about] if about.is_file else system.get_file_info(FileSelector(path, recursive=True))
     except UserError:
         raise
-    except (OSError, ValueError, ArrowException, ImportError) as error:
+    except Exception as error:  # whatever a network and three clients can raise
         why = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
         raise UserError(f"source {url!r} cannot be read ({why}); check the address, rights and network") from error
     files = [f for f in found if f.type == FileType.File]
     if star:
-        files = [f for f in files if PurePosixPath(f"/{f.path}").match(pattern)]
+        files = [f for f in files if PurePosixPath(f"/{f.path.lstrip('/')}").match(pattern)]
     elif not about.is_file:
         files = [f for f in files if wanted(f.base_name) and "/." not in f.path]
     if not files:
@@ -221,7 +222,11 @@ def _copied(url: str, opened: Callable[[], Any], now: Known, limits: Limits, fol
         with opened() as stream:
             stream.seek(start)
             _save(url, stream.read, half, start, now.size, limits)
-    except (Unreachable, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        if getattr(error, "errno", None) in FULL:
+            raise
         raise UserError(f"source {url!r} broke off ({error}); run again, it goes on from there") from error
     _publish(folder, file, now)
 

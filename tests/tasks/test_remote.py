@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import fsspec
 import pytest
 
 from flows.intake import entry
@@ -380,6 +381,20 @@ def test_files_folders_and_globs_of_s3(server):
     assert "of this machine" in told(f"{where}/d{query}", Limits())
     assert "names no file" in told(f"{where}/d/*.parquet{query}")
     assert "longer than ingest.max_fetch_gb" in told(f"{where}/d/c.pdf{query}", Limits(True, 0))
+
+
+def test_files_of_the_hub_come_through_its_own_client(monkeypatch):
+    """fsspec's file system in memory answers as the hub's, which is fsspec's too, but has dates and no `blob_id`."""
+    hub = fsspec.filesystem("memory", skip_instance_cache=True)
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", lambda: hub)
+    for name in ("a.jsonl", "b.jsonl", "c.txt"):
+        hub.pipe(f"/datasets/org/name/{name}", LINES)
+    assert get("hf://datasets/org/name/a.jsonl") == LINES
+    names = [url.rpartition("/")[2] for url, _ in fetched("hf://datasets/org/name/*.jsonl")]
+    assert names == ["a.jsonl", "b.jsonl"]
+    assert [source.format for source in find(["hf://datasets/org/name"])] == ["jsonl"], "all have the same content"
+    hub.pipe("/datasets/org/name/a.jsonl", LINES[:99])
+    assert get("hf://datasets/org/name/a.jsonl") == LINES[:99]
 
 
 def test_a_url_of_a_store_that_is_not_there_is_told_in_one_line(monkeypatch):
