@@ -49,11 +49,11 @@ class Toxicity(Config):
     text_column: str = "text"
     """The column that holds the text."""
     label_column: str = "label"
-    """The column that holds the label: a number, toxic from 0.5 on, or a word, toxic if not in `clean_labels`."""
+    """The column that holds the label: a word, toxic if not in `clean_labels`, or a number, toxic from 0.5 on."""
     lang_column: str = "lang"
     """The column that holds the language, if there is one: figures are given for each."""
     clean_labels: tuple[str, ...] = ("clean", "neutral", "neither", "none", "normal", "not toxic", "non-toxic", "false")
-    """Words that label what is not toxic."""
+    """Labels of what is not toxic. Where numbers are among them, all other numbers are toxic."""
     false_positives: float = Field(0.0005, gt=0, lt=0.5)
     """Share of the clean sample's lines that may be flagged."""
     false_positives_labelled: float = Field(0.02, gt=0, le=1)
@@ -217,11 +217,16 @@ def _labelled_rows(source: Source, config: Toxicity) -> Iterator[Mapping[str, An
 
 
 def is_toxic(label: Any, clean_labels: Iterable[str]) -> bool:
-    """Whether a label means toxic: a number from 0.5 on, a word that is not listed as clean."""
-    try:
-        return float(label) >= 0.5
-    except (TypeError, ValueError):
-        return str(label).strip().lower() not in clean_labels
+    """Whether a label is none of the clean ones; of numbers, where none of them is called clean, those from 0.5 on."""
+    label = int(label) if isinstance(label, bool) else label
+    clean, name = {known.lower() for known in clean_labels}, str(label).strip().lower()
+    if name in clean or not _is_number(name):
+        return name not in clean
+    return any(map(_is_number, clean)) or float(label) >= 0.5
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal()
 
 
 def read_clean(corpus: Corpus, most: int) -> Rows:

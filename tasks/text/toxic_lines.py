@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tasks.corpus import EXCERPT_CHARS, Verdict
 from tasks.text.scan import lowered
-from tasks.text.toxicity import BITS, SILENT, Model, Phrases, Rating, load, phrases, rate
+from tasks.text.toxicity import BITS, SILENT, Model, Phrases, Rating, holding, load, phrases, rate
 from tasks.wordlists import ToxicLines, entries
 
 # D documents, L lines
@@ -45,8 +45,10 @@ def tools(settings: ToxicLines) -> Tools:
 
 def treat(table: pa.Table, settings: ToxicLines, tools: Tools) -> tuple[pa.Table, list[Verdict], Counter[str], Audit]:
     """(table, verdict on each row, counts of lines and documents, lines to look at)."""
-    model = tools.model
-    rating = rate(lowered(table["text"]), *tools)
+    model, texts = tools.model, lowered(table["text"])
+    if not settings.model and settings.action != "tag":
+        return table, [None] * len(table), *_listed(table.filter(pa.array(holding(texts, tools.listed))), tools)
+    rating = rate(texts, *tools)
     flagged_L = rating.flagged(model)
     if settings.judge:
         flagged_L = _agreed(table, rating, flagged_L, settings.judge)
@@ -86,6 +88,15 @@ def merged(audits: Iterable[Audit]) -> Audit:
 def table_of(audit: Audit) -> dict[str, Any]:
     """An audit as MLflow shows tables."""
     return {"columns": COLUMNS, "data": [[kind, *row[1:]] for kind, found in audit.items() for row in found]}
+
+
+def _listed(table: pa.Table, tools: Tools) -> tuple[Counter[str], Audit]:
+    """Of documents that may hold a listed word: how many do, and some of their lines."""
+    rating = rate(lowered(table["text"]), *tools)
+    count = int((rating.per_document(rating.listed_L) > 0).sum())
+    return Counter({"listed_documents": count} if count else {}), _audit(
+        table, rating, rating.listed_L < 0, tools.model
+    )
 
 
 def _stripped(table: pa.Table, touched_D: np.ndarray, flagged_L: np.ndarray, firsts_D1: np.ndarray) -> pa.Table:

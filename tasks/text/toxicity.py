@@ -144,6 +144,13 @@ def rate(texts: Texts, model: Model, listed: Phrases) -> Rating:
     return Rating(scores, counts, firsts)
 
 
+def holding(texts: Texts, listed: Phrases) -> np.ndarray:
+    """Whether each document may hold a listed entry, line ends overlooked: three times as fast as `rate`."""
+    found_D = np.empty(len(texts.ends_D1) - 1, np.bool_)
+    _hold(texts.data, texts.ends_D1, KINDS, *listed, *room(texts), found_D)
+    return found_D
+
+
 def hashed_lines(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
     """(ids_N, ends_D1): the features of texts that hold one line each, as uint32 buckets of the model."""
     sizes = 3 * np.diff(texts.ends_D1) + 4
@@ -249,6 +256,13 @@ def _rate(data, ends_D1, kinds, weights_B, bias, keys_T, states_T, ids_N, words_
                 i, line = i + uint64(1), line + 1
                 scores_L[line], listed_L[line] = SILENT, 0
         line += 1
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _hold(data, ends_D1, kinds, keys_T, states_T, hashes_W, starts_W, chars_W, found_D):
+    for d in range(len(ends_D1) - 1):
+        m = words(data, ends_D1[d], ends_D1[d + 1], kinds, hashes_W, starts_W, chars_W)
+        found_D[d] = _found(hashes_W, m, keys_T, states_T) > 0
 
 
 @njit(cache=True, nogil=True, boundscheck=False)

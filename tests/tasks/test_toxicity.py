@@ -72,9 +72,11 @@ def test_a_model_tells_what_it_can_do_and_training_twice_gives_the_same_bytes(tm
 
 
 def test_labels_are_numbers_or_words_and_a_file_without_them_is_told(tmp_path):
-    assert [is_toxic(label, ("neither",)) for label in (1, 0, 0.7, True, "0", "1", "Neither ", "hate")] == [
-        True, False, True, True, False, True, False, True,
+    assert [is_toxic(label, ("neither",)) for label in (1, 0, 0.7, True, False, "0", "1", "Neither ", "hate")] == [
+        True, False, True, True, False, False, True, False, True,
     ]  # fmt: skip
+    assert [is_toxic(label, ("2",)) for label in (0, 1, 2, "2")] == [True, True, False, False]
+    assert not is_toxic("neither", ("Neither",))
     given = calm(tmp_path / "in")
     numbers = labelled(tmp_path / "numbers.jsonl", 1, 0)
     words = labelled(tmp_path / "words.jsonl")

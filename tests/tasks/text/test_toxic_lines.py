@@ -75,7 +75,7 @@ def test_without_a_model_listed_words_are_counted_and_shown_and_nothing_goes(fol
     made, verdicts, counts, audit = run(folder, f"zork zork\n{NASTY}", "calm", model=False)
     assert made.equals(table(f"zork zork\n{NASTY}", "calm"))
     assert verdicts == [None, None]
-    assert counts == {"toxic_lines": 0, "toxic_documents": 0, "listed_documents": 1}
+    assert counts == {"listed_documents": 1}
     assert [row[1:] for row in audit["listed"]] == [["d0", 0, 0.0, 2, "zork zork"]]
     shipped = ToxicLines()
     assert treat(table("the vagina and the uterus", "¡maricón!"), shipped, tools(shipped))[2]["listed_documents"] == 1
