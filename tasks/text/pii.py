@@ -69,16 +69,16 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
     """What there is of these kinds, in order. Where two overlap, the kind that stands first in KINDS counts."""
     size = len(texts.data) // 2 + 2  # no two candidates begin at the same byte or the next
     kinds_C, starts_C, stops_C = np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.int64)
-    count = _candidates(texts.data, texts.ends_D1, ATOMS, kinds_C, starts_C, stops_C)
+    eights = texts.data[: len(texts.data) // 8 * 8].view(np.uint64)
+    count = _candidates(texts.data, eights, texts.ends_D1, ATOMS, kinds_C, starts_C, stops_C)
     begins_C = texts.ends_D1[np.searchsorted(texts.ends_D1, starts_C[:count], "right") - 1]
     order = np.argsort(kinds_C[:count], kind="stable")
     order = order[np.isin(kinds_C[order], [KINDS.index(kind) for kind in kinds])]
-    found, free = list[Span](), 0
-    for kind, begin, start, stop in zip(
-        *(a[order].tolist() for a in (kinds_C, begins_C, starts_C, stops_C)), strict=True
-    ):
+    columns = (column[order].tolist() for column in (kinds_C, begins_C, starts_C, stops_C))
+    text, found, free = texts.data.tobytes().decode("latin-1") if len(order) else "", list[Span](), 0
+    for kind, begin, start, stop in zip(*columns, strict=True):
         start = max(start, free) if kind == EMAIL else start  # a local part may begin where an address ends
-        for span in _look(texts.data, kind, begin, start, stop):
+        for span in _look(texts, text, kind, begin, start, stop):
             at = bisect_left(found, span)
             if (at == 0 or found[at - 1].stop <= span.start) and (at == len(found) or span.stop <= found[at].start):
                 found.insert(at, span)
@@ -109,20 +109,18 @@ def documents_of(texts: Texts, found: Sequence[Span]) -> np.ndarray:
 # -- a closer look ----------------------------------------------------------------------------------------------------
 
 
-def _look(data: np.ndarray, kind: int, begin: int, start: int, stop: int) -> Iterator[Span]:
-    """The spans of a kind in a candidate's bytes; patterns look at the characters before them as well."""
-    first = max(begin, start - 8)  # two whole characters at least
-    while first > begin and data[first] & 0xC0 == 0x80:
-        first -= 1
-    before = data[first:start].tobytes().decode()
-    text = before + data[start:stop].tobytes().decode(errors="ignore")  # the last character may be cut
+def _look(texts: Texts, text: str, kind: int, begin: int, start: int, stop: int) -> Iterator[Span]:
+    """The spans of a kind in a candidate's bytes, which `text` has a character each."""
+    shift = 0
+    if start - begin < 2 or not text[start - 2 : start].isascii():  # patterns look at what stands before: decode it
+        before = texts.data[max(begin, start - 8) : start].tobytes().decode(errors="ignore")
+        text, shift, stop = before + text[start:stop], start - len(before), len(before) + stop - start
+        start -= shift
     pattern = PATTERNS[kind]
-    for match in (
-        pattern.finditer(text, len(before)) if kind in (EMAIL, IP, DNI) else [pattern.match(text, len(before))]
-    ):
-        if match and (length := CHECKS[kind](match.group())):  # in ASCII characters
-            at = first + len(text[: match.start()].encode())
-            yield Span(at, at + length, kind)
+    several = kind in (EMAIL, IP, DNI)
+    for match in pattern.finditer(text, start, stop) if several else [pattern.match(text, start, stop)]:
+        if match and (length := CHECKS[kind](match.group())):
+            yield Span(match.start() + shift, match.start() + shift + length, kind)
 
 
 def _public(address: str) -> int:
@@ -164,7 +162,7 @@ ATOMS = np.array(
 @njit(inline="always")
 def _at(data, i, begin, end):
     """The byte there, 0 outside of the document."""
-    return data[i] if begin <= i < end else 0
+    return data[uint64(i)] if begin <= i < end else 0
 
 
 @njit(inline="always")
@@ -173,13 +171,16 @@ def _digit(c):
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def _candidates(data, ends_D1, atoms, kinds_C, starts_C, stops_C):
+def _candidates(data, eights, ends_D1, atoms, kinds_C, starts_C, stops_C):
     """Where each kind may stand; returns how many there are."""
     n = 0
     for d in range(ends_D1.shape[0] - 1):
         begin, end = ends_D1[d], ends_D1[d + 1]
         i = begin
         while i < end:
+            if i & 7 == 0 and i + 8 <= end and not _marked(eights[uint64(i >> 3)]):
+                i += 8
+                continue
             c = data[uint64(i)]
             if c == 64:
                 n = _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C)
@@ -192,12 +193,20 @@ def _candidates(data, ends_D1, atoms, kinds_C, starts_C, stops_C):
 
 
 @njit(inline="always")
+def _marked(x):
+    """Whether any of eight bytes is from `0` to `@`: letters and blanks are passed over eight at a time."""
+    low = x & uint64(0x7F7F7F7F7F7F7F7F)
+    above, below = low + uint64(0x5050505050505050), uint64(0xC0C0C0C0C0C0C0C0) - low
+    return above & below & ~x & uint64(0x8080808080808080) != 0
+
+
+@njit(inline="always")
 def _put(kind, start, stop, n, kinds_C, starts_C, stops_C):
     kinds_C[n], starts_C[n], stops_C[n] = kind, start, stop
     return n + 1
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@njit(inline="always")
 def _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
     after = _at(data, i + 1, begin, end)
     if not atoms[_at(data, i - 1, begin, end)] & 1 or not (atoms[after] & 2 or after == 91):
@@ -210,7 +219,7 @@ def _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
     return _put(EMAIL, lo, hi, n, kinds_C, starts_C, stops_C)
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@njit(inline="always")
 def _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
     """What begins with the digit here, the first one of a group."""
     before, stop, dots = _at(data, i - 1, begin, end), i, 0
@@ -234,14 +243,16 @@ def _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
     if group >= 2 and 65 <= before <= 90 and 65 <= before_2 <= 90 and not atoms[before_3] & 2:
         n = _put(IBAN, i - 2, min(end, i + 44), n, kinds_C, starts_C, stops_C)
     first, prior = data[uint64(i)], before_2 if before == 43 else before
-    if prior != 41 and not atoms[prior] & 2 and (before == 43 or first >= 54 or first == 48):
+    grouped = group == 9 or (group in (2, 3) and _at(data, i + group, begin, end) in (32, 45, 46))
+    abroad = first == 48 and group >= 4 and _at(data, i + 2, begin, end) == 51  # 0034
+    if prior != 41 and not atoms[prior] & 2 and (before == 43 or abroad or (first >= 54 and grouped)):
         far = _phone(data, i, begin, end)
         if far:
             n = _put(PHONE, i - (before == 43), min(end, far + 2), n, kinds_C, starts_C, stops_C)
     return n
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@njit(inline="always")
 def _phone(data, i, begin, end):
     """Where the digits from here end, parted by at most three of ` .-()`, if there are enough for a phone; else 0."""
     digits, last, parted = 0, i, 0
