@@ -45,29 +45,28 @@ def tools(settings: ToxicLines) -> Tools:
 
 def treat(table: pa.Table, settings: ToxicLines, tools: Tools) -> tuple[pa.Table, list[Verdict], Counter[str], Audit]:
     """(table, verdict on each row, counts of lines and documents, lines to look at)."""
-    model, texts = tools.model, lowered(table["text"])
+    texts = lowered(table["text"])
     if not settings.model and settings.action != "tag":
         return table, [None] * len(table), *_listed(table.filter(pa.array(holding(texts, tools.listed))), tools)
     rating = rate(texts, *tools)
-    flagged_L = rating.flagged(model)
+    flagged_L = rating.flagged(tools.model)
     if settings.judge:
         flagged_L = _agreed(table, rating, flagged_L, settings.judge)
-    flagged_D, spoken_D = (
-        rating.per_document(found.astype(np.int64)) for found in (flagged_L, rating.scores_L > SILENT)
+    flagged_D, spoken_D, listed_D = (
+        rating.per_document(found_L.astype(np.int64))
+        for found_L in (flagged_L, rating.scores_L > SILENT, rating.listed_L)
     )
     share_D = flagged_D / np.maximum(1, spoken_D)
     most = {"tag": 1.0, "strip": settings.max_share, "drop": 0.0}[settings.action]
     verdicts: list[Verdict] = [("toxicity", float(share), None) if share > most else None for share in share_D]
-    listed_D = rating.per_document(rating.listed_L)
     found = {"toxic_lines": flagged_D, "toxic_documents": flagged_D > 0, "listed_documents": listed_D > 0}
-    audit = _audit(table, rating, flagged_L, model)
+    counts = Counter({name: int(of_D.sum()) for name, of_D in found.items()})
+    audit = _audit(table, rating, flagged_L, tools.model)
     if settings.action == "tag":
-        best_D = 1 / (1 + np.exp(-np.maximum(rating.per_document(rating.scores_L, np.maximum), -30)))
-        for (name, kind), values in zip(TAGS.items(), (best_D, share_D, flagged_D, listed_D), strict=True):
-            table = table.append_column(name, pa.array(values, kind))
-    elif settings.action == "strip" and (flagged_D > 0).any():
+        table = _tagged(table, rating, share_D, flagged_D, listed_D)
+    elif settings.action == "strip" and flagged_D.any():
         table = _stripped(table, (flagged_D > 0) & (share_D <= most), flagged_L, rating.firsts_D1)
-    return table, verdicts, Counter({name: int(of_D.sum()) for name, of_D in found.items()}), audit
+    return table, verdicts, counts, audit
 
 
 def schema(before: pa.Schema, settings: ToxicLines | None) -> pa.Schema:
@@ -94,9 +93,16 @@ def _listed(table: pa.Table, tools: Tools) -> tuple[Counter[str], Audit]:
     """Of documents that may hold a listed word: how many do, and some of their lines."""
     rating = rate(lowered(table["text"]), *tools)
     count = int((rating.per_document(rating.listed_L) > 0).sum())
-    return Counter({"listed_documents": count} if count else {}), _audit(
-        table, rating, rating.listed_L < 0, tools.model
-    )
+    audit = _audit(table, rating, np.zeros(len(rating.listed_L), bool), tools.model)
+    return Counter({"listed_documents": count} if count else {}), audit
+
+
+def _tagged(table: pa.Table, rating: Rating, *rest_D: np.ndarray) -> pa.Table:
+    """The table with the columns of TAGS."""
+    best_D = 1 / (1 + np.exp(-np.maximum(rating.per_document(rating.scores_L, np.maximum), -30)))
+    for (name, kind), values in zip(TAGS.items(), (best_D, *rest_D), strict=True):
+        table = table.append_column(name, pa.array(values, kind))
+    return table
 
 
 def _stripped(table: pa.Table, touched_D: np.ndarray, flagged_L: np.ndarray, firsts_D1: np.ndarray) -> pa.Table:
@@ -119,7 +125,8 @@ def _audit(table: pa.Table, rating: Rating, flagged_L: np.ndarray, model: Model)
     below = np.flatnonzero(~flagged_L & (scores_L > SILENT))
     near = below[np.argpartition(-scores_L[below], SAMPLE)[: SAMPLE + 1]] if len(below) > SAMPLE else below
     near = below[scores_L[below] >= scores_L[near].min(initial=np.inf)]
-    ranked = [[-row[3], *row[1:]] for row in _rows(table, rating, near)]
+    rows = _rows(table, rating, near)
+    ranked = [[-score, *row[1:]] for score, row in zip(scores_L[near].tolist(), rows, strict=True)]
     return merged([{"flagged": _rows(table, rating, np.flatnonzero(flagged_L)), "borderline": ranked}])
 
 
@@ -135,14 +142,12 @@ def _agreed(table: pa.Table, rating: Rating, flagged_L: np.ndarray, judge: str) 
 def _rows(table: pa.Table, rating: Rating, lines: np.ndarray, chars: int = EXCERPT_CHARS) -> list[list[Any]]:
     """(rank by hash, id, line, score, listed, text) of each of these lines."""
     places = np.searchsorted(rating.firsts_D1, lines, "right") - 1
-    touched = table.select(["id", "text"]).take(pa.array(np.unique(places)))
-    known = dict(zip(np.unique(places).tolist(), touched.to_pylist(), strict=True))
-    rows = list[list[Any]]()
+    touched, rows = np.unique(places), list[list[Any]]()
+    ids, texts = table["id"].take(pa.array(touched)).to_pylist(), table["text"].take(pa.array(touched)).to_pylist()
+    known = {at: (name, text.split("\n")) for at, name, text in zip(touched.tolist(), ids, texts, strict=True)}
     for line, place in zip(lines.tolist(), places.tolist(), strict=True):
-        document, at = known[place], line - int(rating.firsts_D1[place])
-        rank = blake2b(f"{document['id']} {at}".encode(), digest_size=6).hexdigest()
-        text = document["text"].split("\n")[at].strip()[:chars]
-        rows.append(
-            [rank, document["id"], at, round(float(rating.scores_L[line]), 3), int(rating.listed_L[line]), text]
-        )
+        (name, split), at = known[place], line - int(rating.firsts_D1[place])
+        rank = blake2b(f"{name} {at}".encode(), digest_size=6).hexdigest()
+        shown = split[at].strip()[:chars]
+        rows.append([rank, name, at, round(float(rating.scores_L[line]), 3), int(rating.listed_L[line]), shown])
     return rows
