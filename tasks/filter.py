@@ -22,6 +22,7 @@ from gpt.errors import UserError
 from tasks.artifacts import Corpus, Metrics
 from tasks.corpus import Facts, Group, Sieve, groups, placed, settle, sift
 from tasks.files import file_digest
+from tasks.remote import fetched, is_url
 from tasks.runtime import progress
 from tasks.stage import stage
 from tasks.text.presets import PRESETS
@@ -112,7 +113,7 @@ class Filter(Sieve):
     """Limits that differ in a language, which is told by its commonest words: {es: {max_dup_lines: 0.252}}. A preset's
     entry for a rule that is set for all counts no more."""
     evaluation: tuple[str, ...] = ()
-    """Files of evaluation texts: parquet, JSONL(.gz/.zst), JSON (every string) or text (every paragraph)."""
+    """Files or URLs of evaluation texts: parquet, JSONL(.gz/.zst), JSON (every string) or text (every paragraph)."""
     max_overlap: int | None = 0
     """Most 13-grams that a document may share with them, each place counted."""
     pii: Literal["off", "replace", "drop"] = "off"
@@ -243,15 +244,20 @@ def _texts(name: str) -> Iterator[str]:
     from tasks.text.overlap import texts_of
 
     try:
-        yield from texts_of(name)
+        for path in _files(name):
+            yield from texts_of(path)
     except (OSError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"filter.evaluation: {name!r} cannot be read ({problem}); mend it or leave it out") from error
 
 
-def _digest(name: str) -> str:
+def _files(name: str) -> list[Path]:
+    return [path for _, path in fetched(name)] if is_url(name) else [Path(name).expanduser()]
+
+
+def _digest(name: str) -> list[str]:
     try:
-        return file_digest(Path(name).expanduser())
+        return [file_digest(path) for path in _files(name)]
     except OSError as error:
         what = f"filter.evaluation: {name!r} cannot be read ({error.strerror})"
         raise UserError(f"{what}; mend it or leave it out") from error

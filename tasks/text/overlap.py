@@ -22,9 +22,8 @@ BATCH = 4_096
 POWER = np.uint64(pow(int(GOLD), NGRAM, 1 << 64))
 
 
-def texts_of(name: str) -> Iterator[str]:
+def texts_of(path: Path) -> Iterator[str]:
     """The evaluation texts in a file: every string in a parquet or JSONL(.gz/.zst) file, a text's paragraphs."""
-    path = Path(name).expanduser()
     if path.suffix == ".parquet":
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches():

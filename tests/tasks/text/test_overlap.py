@@ -43,4 +43,4 @@ def test_every_string_of_a_file_is_taken(tmp_path, name):
     else:
         whole = {"a.json": json.dumps(ROWS).encode(), "a.txt": b"one\n\ntwo\n\nthree\n\nfour"}.get(name, lines)
         path.write_bytes(gzip.compress(whole) if name.endswith("gz") else whole)
-    assert list(texts_of(str(path))) == ["one", "two", "three", "four"]
+    assert list(texts_of(path)) == ["one", "two", "three", "four"]
