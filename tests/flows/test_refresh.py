@@ -20,7 +20,7 @@ from flows.recipe import load
 from flows.refresh import recall, refresh
 from flows.run import run
 from gpt.errors import UserError
-from tasks import dedup as dedup_module
+from tasks import likeness
 from tasks.files import locked
 from tasks.sources import Source
 from tasks.store import Store
@@ -235,7 +235,7 @@ def world(tmp_path):
 def test_a_changed_and_a_removed_file_cost_the_dedup_decisions_behind_them_only(world, tmp_path, monkeypatch):
     recipe, store, files = world
     signed = []
-    monkeypatch.setattr(dedup_module, "_sign", lambda p, *a, sign=dedup_module._sign: signed.append(p) or sign(p, *a))
+    monkeypatch.setattr(likeness, "_sign", lambda p, *a, sign=likeness._sign: signed.append(p) or sign(p, *a))
     write(tmp_path / "docs", files[4].name, 50)
     files[8].unlink()
     sources(tmp_path / "docs", 2, first=12)
