@@ -231,33 +231,33 @@ def _pieces(data, i, end, kinds, traits, out):
     """Words as people count them, and the marks that stand alone: what lies between blanks, character by character."""
     before, previous, mark = uint32(0), uint32(0), uint32(0)  # the word's last character, the one before, a mark
     stuck, spelt, loose, gap = 0, False, 0, 0  # marks at its head; has it a letter; marks behind it, in all
+    pieces, chars, alphabetic, symbols = 0, 0, 0, 0
     while i < end:
         code, step = character(data, i)
         i += uint64(step)
         trait = traits[code] if code < 0x10000 else uint8(0)
         what = SEPARATOR if trait & BLANK or code == 10 else kind(kinds, code)
         if trait & BLANK or code == 10:
-            out[SYMBOLS] += loose
+            symbols += loose
             before, stuck, loose, gap = uint32(0), 0, 0, 0
         elif what != SEPARATOR:
             parted = what == WORD and gap == 1 and _parts(mark, before, code)
             if before == 0 or parted or what == SINGLE:
-                out[SYMBOLS] += 1 if parted else loose if what == SINGLE else -stuck
-                out[PIECES] += 1
-                gap, spelt = 0, False
+                symbols += 1 if parted else loose if what == SINGLE else -stuck
+                pieces, gap, spelt = pieces + 1, 0, False
             letter = 97 <= code <= 122 or code > 127
-            out[PIECE_CHARS] += 1 + gap
-            out[ALPHABETIC] += letter and not spelt
+            chars += 1 + gap
+            alphabetic += letter and not spelt
             before, spelt = code if what == WORD else uint32(0), letter or spelt
             stuck, loose, gap = 0, 0, 0
         elif before:
             loose += not trait & HEAD or (code == 46 and previous != 46)
             gap, mark = gap + 1, code
         elif not stuck:
-            out[SYMBOLS] += 1
+            symbols += 1
             stuck = int(trait & HEAD != 0)
         previous = code
-    out[SYMBOLS] += loose
+    out[PIECES], out[PIECE_CHARS], out[ALPHABETIC], out[SYMBOLS] = pieces, chars, alphabetic, symbols + loose
 
 
 @njit(inline="always")
@@ -274,10 +274,13 @@ def _parts(mark, before, code):
 @njit(cache=True, nogil=True, boundscheck=False)
 def _lines(data, begin, end, traits, n, starts_W, chars_W, cues_W, table_S, paragraphs_W, sizes_W, out):
     """What lines and paragraphs tell."""
-    least = 1
+    least, newlines, after = 1, 0, 10
     for i in range(begin, end):
-        out[NEWLINES] += data[uint64(i)] == 10
-        least += data[uint64(i)] == 10 and uint64(i) + uint64(1) < end and data[uint64(i) + uint64(1)] != 10
+        c = data[uint64(i)]
+        least += after == 10 and c != 10
+        newlines += c == 10
+        after = c
+    out[NEWLINES] = newlines
     mask = _mask(least)
     table_S[: mask + uint64(1)] = 0
     i, w, paragraph, size, parts = begin, 0, FNV, 0, 0
@@ -318,30 +321,41 @@ def _line(data, i, end, traits, out):
     """Read a line: (where the next begins, its hash, its characters without blanks at the ends, C4's sentences)."""
     h, kept, chars, inner, opening = FNV, FNV, 0, 0, uint32(0)
     last, dots, tail, sentences, ended, mark = uint32(0), 0, 0, 0, False, 0
+    size, ellipses, hashes, braces, bullet = 0, 0, 0, 0, False
     while i < end:
         code, step = character(data, i)
         stop = i + uint64(step)
-        out[CHARS] += 1
+        size += 1
         if code == 10:
             i = stop
             break
         trait = traits[code] if code < 0x10000 else uint8(0)
-        dots = dots + 1 if code == 46 else 0
-        out[ELLIPSES] += code == 0x2026 or (dots > 0 and dots % 3 == 0)
-        out[HASHES] += code == 35
-        out[BRACES] += code == 123
-        if not trait & BLANK:
-            ended = trait & TERMINAL != 0 or (ended and trait & CLOSER != 0)
+        if code == 46:
+            dots += 1
+            ellipses += dots % 3 == 0
         else:
+            dots = 0
+            ellipses += code == 0x2026
+        hashes += code == 35
+        braces += code == 123
+        if trait & BLANK:
             sentences, ended = sentences + ended, False
-        if chars or not trait & BLANK:
+            if chars:
+                h, inner = hashed(data, i, stop, h), inner + 1
+        else:
+            ended = trait & TERMINAL != 0 or (ended and trait & CLOSER != 0)
             h, inner = hashed(data, i, stop, h), inner + 1
-        if not trait & BLANK:
-            out[BULLET_LINES] += chars == 0 and trait & BULLET != 0
-            out[BULLET_LINES] += chars == 1 and inner > 2 and opening & DASH != 0
-            opening = uint32(trait) if chars == 0 else opening
+            if chars == 0:
+                opening, bullet = uint32(trait), trait & BULLET != 0
+            elif chars == 1:
+                bullet |= inner > 2 and opening & DASH != 0
             kept, chars, last, mark, tail = h, inner, code, trait, dots
         i = stop
+    out[CHARS] += size
+    out[ELLIPSES] += ellipses
+    out[HASHES] += hashes
+    out[BRACES] += braces
+    out[BULLET_LINES] += bullet
     if chars:
         ellipsis = last == 0x2026 or tail >= 3
         out[LINES] += 1
