@@ -75,10 +75,10 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
     order = np.argsort(kinds_C[:count], kind="stable")
     order = order[np.isin(kinds_C[order], [KINDS.index(kind) for kind in kinds])]
     columns = (column[order].tolist() for column in (kinds_C, begins_C, starts_C, stops_C))
-    text, found, free = texts.data.tobytes().decode("latin-1") if len(order) else "", list[Span](), 0
+    data, found, free = memoryview(texts.data), list[Span](), 0
     for kind, begin, start, stop in zip(*columns, strict=True):
         start = max(start, free) if kind == EMAIL else start  # a local part may begin where an address ends
-        for span in _look(texts, text, kind, begin, start, stop):
+        for span in _look(data, kind, begin, start, stop):
             at = bisect_left(found, span)
             if (at == 0 or found[at - 1].stop <= span.start) and (at == len(found) or span.stop <= found[at].start):
                 found.insert(at, span)
@@ -88,11 +88,11 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
 
 def replaced(texts: Texts, found: Sequence[Span]) -> pa.Array:
     """The texts with placeholders in place of what was found."""
-    pieces, at = list[bytes](), int(texts.ends_D1[0])
+    pieces, at, data = list[bytes | memoryview](), int(texts.ends_D1[0]), memoryview(texts.data)
     for start, stop, kind in found:
-        pieces += [texts.data[at:start].tobytes(), PLACEHOLDERS[kind]]
+        pieces += [data[at:start], PLACEHOLDERS[kind]]
         at = stop
-    pieces.append(texts.data[at : int(texts.ends_D1[-1])].tobytes())
+    pieces.append(data[at : int(texts.ends_D1[-1])])
     grown = np.array([len(PLACEHOLDERS[span.kind]) - (span.stop - span.start) for span in found], np.int64)
     before_D1 = np.searchsorted(np.array([span.start for span in found]), texts.ends_D1)
     shift_D1 = np.concatenate([[0], np.cumsum(grown)])[before_D1]
@@ -109,18 +109,17 @@ def documents_of(texts: Texts, found: Sequence[Span]) -> np.ndarray:
 # -- a closer look ----------------------------------------------------------------------------------------------------
 
 
-def _look(texts: Texts, text: str, kind: int, begin: int, start: int, stop: int) -> Iterator[Span]:
-    """The spans of a kind in a candidate's bytes, which `text` has a character each."""
-    shift = 0
-    if start - begin < 2 or not text[start - 2 : start].isascii():  # patterns look at what stands before: decode it
-        before = texts.data[max(begin, start - 8) : start].tobytes().decode(errors="ignore")
-        text, shift, stop = before + text[start:stop], start - len(before), len(before) + stop - start
-        start -= shift
-    pattern = PATTERNS[kind]
-    several = kind in (EMAIL, IP, DNI)
-    for match in pattern.finditer(text, start, stop) if several else [pattern.match(text, start, stop)]:
+def _look(data: memoryview, kind: int, begin: int, start: int, stop: int) -> Iterator[Span]:
+    """The spans of a kind in a candidate's bytes; patterns look at the two characters before them as well."""
+    first = max(begin, start - 2)
+    text = str(data[first:stop], "latin-1")
+    if not text[: start - first].isascii():
+        before = bytes(data[max(begin, start - 8) : start]).decode(errors="ignore")
+        text, first = before + text[start - first :], start - len(before)
+    pattern, at = PATTERNS[kind], start - first
+    for match in pattern.finditer(text, at) if kind in (EMAIL, IP, DNI) else [pattern.match(text, at)]:
         if match and (length := CHECKS[kind](match.group())):
-            yield Span(match.start() + shift, match.start() + shift + length, kind)
+            yield Span(first + match.start(), first + match.start() + length, kind)
 
 
 def _public(address: str) -> int:
@@ -221,35 +220,40 @@ def _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
 
 @njit(inline="always")
 def _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
-    """What begins with the digit here, the first one of a group."""
-    before, stop, dots = _at(data, i - 1, begin, end), i, 0
-    while stop < end and (
-        _digit(data[uint64(stop)]) or (data[uint64(stop)] == 46 and _digit(_at(data, stop + 1, begin, end)))
-    ):
-        dots += data[uint64(stop)] == 46
+    """What begins with the digit here, the first one of a group; most groups are soon done with."""
+    before, first, stop, dots = _at(data, i - 1, begin, end), data[uint64(i)], i + 1, 0
+    while stop < end and _digit(data[uint64(stop)]):
         stop += 1
-    if dots >= 3 and not (before == 46 and _digit(_at(data, i - 2, begin, end))):  # else it was seen already
-        n = _put(IP, i, stop, n, kinds_C, starts_C, stops_C)
-    digits, group = stop - i - dots, i
-    while group < end and _digit(data[uint64(group)]):
-        group += 1
-    group -= i
+    group = stop - i
     after = _at(data, stop, begin, end)
-    before_2, before_3 = _at(data, i - 2, begin, end), _at(data, i - 3, begin, end)
-    lead = 1 if 88 <= before <= 90 else 2 if before in (32, 45) and 88 <= before_2 <= 90 else 0  # X to Z
-    letter = atoms[after] & 2 or (after == 45 and atoms[_at(data, stop + 1, begin, end)] & 2)
-    if letter and ((digits == 8 and dots in (0, 2)) or (group == 7 and lead)):
-        n = _put(DNI, i - lead, min(end, stop + 4), n, kinds_C, starts_C, stops_C)
-    if group >= 2 and 65 <= before <= 90 and 65 <= before_2 <= 90 and not atoms[before_3] & 2:
-        n = _put(IBAN, i - 2, min(end, i + 44), n, kinds_C, starts_C, stops_C)
-    first, prior = data[uint64(i)], before_2 if before == 43 else before
-    grouped = group == 9 or (group in (2, 3) and _at(data, i + group, begin, end) in (32, 45, 46))
-    abroad = first == 48 and group >= 4 and _at(data, i + 2, begin, end) == 51  # 0034
-    if prior != 41 and not atoms[prior] & 2 and (before == 43 or abroad or (first >= 54 and grouped)):
+    phone = before == 43 or group == 9 or (first == 48 and group >= 4)
+    if first >= 54 and group in (2, 3) and after in (32, 45, 46):
+        phone = True
+    if phone and _free(data, i, begin, end, atoms):
         far = _phone(data, i, begin, end)
         if far:
             n = _put(PHONE, i - (before == 43), min(end, far + 2), n, kinds_C, starts_C, stops_C)
+    if group >= 2 and 65 <= before <= 90 and 65 <= _at(data, i - 2, begin, end) <= 90:
+        n = _put(IBAN, i - 2, min(end, i + 44), n, kinds_C, starts_C, stops_C)
+    while after == 46 and _digit(_at(data, stop + 1, begin, end)):
+        dots, stop = dots + 1, stop + 2
+        while stop < end and _digit(data[uint64(stop)]):
+            stop += 1
+        after = _at(data, stop, begin, end)
+    if dots >= 3 and not (before == 46 and _digit(_at(data, i - 2, begin, end))):  # else it was seen already
+        n = _put(IP, i, stop, n, kinds_C, starts_C, stops_C)
+    if (group == 7 or stop - i - dots == 8) and (after == 45 or atoms[after] & 2):
+        lead = 1 if 88 <= before <= 90 else 2 if 88 <= _at(data, i - 2, begin, end) <= 90 else 0  # X to Z
+        n = _put(DNI, i - lead * (group == 7), min(end, stop + 4), n, kinds_C, starts_C, stops_C)
     return n
+
+
+@njit(inline="always")
+def _free(data, i, begin, end, atoms):
+    """Whether what stands before a number, or before its plus, lets it be a phone's."""
+    before = _at(data, i - 1, begin, end)
+    before = _at(data, i - 2, begin, end) if before == 43 else before
+    return before != 41 and not atoms[before] & 2
 
 
 @njit(inline="always")
