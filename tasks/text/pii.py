@@ -10,6 +10,7 @@ import ipaddress
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -71,14 +72,17 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
     kinds_C, starts_C, stops_C = np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.int64)
     eights = texts.data[: len(texts.data) // 8 * 8].view(np.uint64)
     count = _candidates(texts.data, eights, texts.ends_D1, ATOMS, kinds_C, starts_C, stops_C)
-    begins_C = texts.ends_D1[np.searchsorted(texts.ends_D1, starts_C[:count], "right") - 1]
-    order = np.argsort(kinds_C[:count], kind="stable")
-    order = order[np.isin(kinds_C[order], [KINDS.index(kind) for kind in kinds])]
-    columns = (column[order].tolist() for column in (kinds_C, begins_C, starts_C, stops_C))
-    data, found, free = memoryview(texts.data), list[Span](), 0
-    for kind, begin, start, stop in zip(*columns, strict=True):
+    kinds_C, starts_C, stops_C = (column[:count] for column in (kinds_C, starts_C, stops_C))
+    exact_C = (kinds_C == EMAIL) & (stops_C > 0) & ("email" in kinds)
+    found = [*map(Span, starts_C[exact_C].tolist(), stops_C[exact_C].tolist(), repeat(EMAIL))]
+    rest_C = np.isin(kinds_C, [KINDS.index(kind) for kind in kinds]) & ~exact_C
+    order = np.flatnonzero(rest_C)[np.argsort(kinds_C[rest_C], kind="stable")]
+    begins = texts.ends_D1[np.searchsorted(texts.ends_D1, starts_C[order], "right") - 1].tolist()
+    columns = (column[order].tolist() for column in (kinds_C, starts_C, stops_C))
+    data, free = memoryview(texts.data), 0
+    for begin, kind, start, stop in zip(begins, *columns, strict=True):
         start = max(start, free) if kind == EMAIL else start  # a local part may begin where an address ends
-        for span in _look(data, kind, begin, start, stop):
+        for span in _look(data, kind, begin, start, abs(stop)):
             at = bisect_left(found, span)
             if (at == 0 or found[at - 1].stop <= span.start) and (at == len(found) or span.stop <= found[at].start):
                 found.insert(at, span)
@@ -175,14 +179,16 @@ def _candidates(data, eights, ends_D1, atoms, kinds_C, starts_C, stops_C):
     n = 0
     for d in range(ends_D1.shape[0] - 1):
         begin, end = ends_D1[d], ends_D1[d + 1]
-        i = begin
+        i, free = begin, begin
         while i < end:
             if i & 7 == 0 and i + 8 <= end and not _marked(eights[uint64(i >> 3)]):
                 i += 8
                 continue
             c = data[uint64(i)]
             if c == 64:
-                n = _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C)
+                before = n
+                n = _email(data, i, begin, end, atoms, n, free, kinds_C, starts_C, stops_C)
+                free = stops_C[n - 1] if n > before else free
             elif 48 <= c <= 57:
                 n = _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C)
                 while i + 1 < end and _digit(data[uint64(i + 1)]):
@@ -206,16 +212,43 @@ def _put(kind, start, stop, n, kinds_C, starts_C, stops_C):
 
 
 @njit(inline="always")
-def _email(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
+def _email(data, i, begin, end, atoms, n, free, kinds_C, starts_C, stops_C):
+    """The address around this @; where it begins is left to the pattern (stop < 0) if Unicode's letters decide it."""
     after = _at(data, i + 1, begin, end)
     if not atoms[_at(data, i - 1, begin, end)] & 1 or not (atoms[after] & 2 or after == 91):
         return n
-    lo, hi, least, most = i, i + 1, max(begin, i - REACH), min(end, i + REACH)
-    while lo > least and (atoms[data[uint64(lo - 1)]] & 1 or data[uint64(lo - 1)] == 46):
+    lo, least, most = i, max(begin, i - REACH, free), min(end, i + REACH)
+    while lo > least and (atoms[data[uint64(lo - 1)]] & 1 or (data[uint64(lo - 1)] == 46 and data[uint64(lo)] != 46)):
         lo -= 1
-    while hi < most and (atoms[data[uint64(hi)]] & 2 or data[uint64(hi)] in (45, 46, 91, 93)):
-        hi += 1
-    return _put(EMAIL, lo, hi, n, kinds_C, starts_C, stops_C)
+    hi = _domain(data, i + 1, most, atoms)
+    if after == 91 or _at(data, lo - 1, begin, end) > 127 or (n > 0 and lo <= -stops_C[n - 1]):
+        while hi < most and (atoms[data[uint64(hi)]] & 2 or data[uint64(hi)] in (45, 46, 91, 93)):
+            hi += 1
+        return _put(EMAIL, lo, -hi, n, kinds_C, starts_C, stops_C) if hi > i + 1 else n
+    while lo < i and (data[uint64(lo)] == 46 or _wordy(data, lo - 1, begin, atoms) == _wordy(data, lo, begin, atoms)):
+        lo += 1
+    return _put(EMAIL, lo, hi, n, kinds_C, starts_C, stops_C) if lo < i and hi > i + 1 else n
+
+
+@njit(inline="always")
+def _wordy(data, i, begin, atoms):
+    return i >= begin and (atoms[data[uint64(i)]] & 2 != 0 or data[uint64(i)] == 95)
+
+
+@njit(inline="always")
+def _domain(data, i, end, atoms):
+    """Where the longest name of at least two labels from here ends; else here."""
+    stop, dotted, at = i, False, i
+    while at < end and atoms[data[uint64(at)]] & 2:
+        last = at
+        while at < end and (atoms[data[uint64(at)]] & 2 or data[uint64(at)] == 45):
+            last = at if data[uint64(at)] != 45 else last
+            at += 1
+        stop = last + 1 if dotted else stop
+        if last + 1 != at or at >= end or data[uint64(at)] != 46:
+            break
+        dotted, at = True, at + 1
+    return stop
 
 
 @njit(inline="always")
