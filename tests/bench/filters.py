@@ -3,8 +3,8 @@
 `python tests/bench/filters.py CORPUS PEER [--docs 5000] [--pii-mb 40]`: CORPUS is a folder that tests/bench/curated.py
 wrote (injected copies are left out), PEER a Python with datatrove 0.10 and spaCy. Both get the same documents, drawn by
 chance; each side is a process of its own that reads parquet and does nothing else. CPU seconds are those of the whole
-process, start-up (imports, numba's cache) included, and of the work alone; ours does all of the corpus as well, since
-start-up is most of its time on 5,000 documents. Limits are Gopher's own, English for every document, as datatrove's.
+process (imports, numba's cache, reading), and of the work alone; ours does all of the corpus as well, since start-up is
+most of its time on 5,000 documents. Limits are Gopher's own, English for every document, as datatrove's.
 Prints tables, the share of equal decisions and what rules the others break, the share of equal texts.
 """
 
@@ -126,9 +126,15 @@ def warm() -> None:
 # -- one side, in a process of its own --------------------------------------------------------------------------------
 
 
-def ours_gopher(file: Path) -> list[str]:
-    """The first rule that each document breaks."""
+def ours_read(file: Path) -> list[Any]:
+    """Arrow columns, a row group each."""
     from tasks.corpus import groups
+
+    return [group.table(["text"])["text"] for group in groups(file)]
+
+
+def ours_gopher(columns: list[Any]) -> list[str]:
+    """The first rule that each document breaks."""
     from tasks.filter import Filter
     from tasks.text.quality import counted
     from tasks.text.rules import judge
@@ -136,56 +142,55 @@ def ours_gopher(file: Path) -> list[str]:
     from tasks.text.study import grams
 
     limits = Filter(preset="gopher", by_language={}).limits()
-    tables = (group.table(["text"]) for group in groups(file))
-    verdicts = (v for table in tables for v in judge(counted(lowered(table["text"]), grams(None)), limits))
+    verdicts = (v for column in columns for v in judge(counted(lowered(column), grams(None)), limits))
     return [verdict[0] if verdict else "" for verdict in verdicts]
 
 
-def ours_pii(file: Path) -> list[str]:
-    """Texts with placeholders; a worker writes Arrow, so the strings for the comparison are made after the clock."""
-    from tasks.corpus import groups
+def ours_pii(columns: list[Any]) -> list[Any]:
+    """Texts with placeholders, as Arrow columns."""
     from tasks.text.pii import replaced, spans
     from tasks.text.scan import plain
 
-    columns = [plain(group.table(["text"])["text"]) for group in groups(file)]
-    return [replaced(texts, spans(texts, ("email", "ip"))) for texts in columns]
+    return [replaced(texts, spans(texts, ("email", "ip"))) for texts in map(plain, columns)]
 
 
-def datatrove_gopher(file: Path) -> list[str]:
-    """Quality first, then repetition, as FineWeb's order does not matter to the decision."""
-    from datatrove.data import Document
-    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
-
-    filters, reasons = (GopherQualityFilter(), GopherRepetitionFilter()), list[str]()
-    for number, text in enumerate(_texts(file)):
-        found = (each.filter(Document(text=text, id=str(number))) for each in filters)
-        reasons.append(next((answer[1] for answer in found if answer is not True), ""))
-    return reasons
-
-
-def datatrove_pii(file: Path) -> list[str]:
-    """Texts with our placeholders, so that they can be compared."""
-    from datatrove.pipeline.formatters import PIIFormatter
-
-    formatter = PIIFormatter(email_replacement="[EMAIL]", ip_replacement="[IP]")
-    return [formatter.format(text) for text in _texts(file)]
-
-
-def _texts(file: Path) -> list[str]:
+def datatrove_read(file: Path) -> list[str]:
+    """Python's strings."""
     import pyarrow.parquet as pq
 
     return pq.read_table(file)["text"].to_pylist()
 
 
+def datatrove_gopher(texts: list[str]) -> list[str]:
+    """Quality first, then repetition; the order does not matter to the decision."""
+    from datatrove.data import Document
+    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
+
+    filters, reasons = (GopherQualityFilter(), GopherRepetitionFilter()), list[str]()
+    for number, text in enumerate(texts):
+        found = (each.filter(Document(text=text, id=str(number))) for each in filters)
+        reasons.append(next((answer[1] for answer in found if answer is not True), ""))
+    return reasons
+
+
+def datatrove_pii(texts: list[str]) -> list[str]:
+    """Texts with our placeholders, so that they can be compared."""
+    from datatrove.pipeline.formatters import PIIFormatter
+
+    formatter = PIIFormatter(email_replacement="[EMAIL]", ip_replacement="[IP]")
+    return [formatter.format(text) for text in texts]
+
+
 def work(side: str, what: str, file: Path, out: Path, tell: bool) -> None:
-    """Do it, and write the CPU seconds after start-up, beside the result where that is to be told."""
+    """Do it, and write the CPU seconds of the work alone, beside the result where that is to be told."""
     if side == "ours":
         sys.path.insert(0, str(Path(__file__).parents[2]))
         warm()
     else:
         import datatrove.pipeline.filters  # noqa: F401
+    texts = globals()[f"{side}_read"](file)
     start = time.process_time()
-    result = globals()[f"{side}_{what}"](file)
+    result = globals()[f"{side}_{what}"](texts)
     work_s = time.process_time() - start
     if tell and side == "ours" and what == "pii":
         result = [text for column in result for text in column.to_pylist()]
