@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
+from threading import Event
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
@@ -50,6 +51,11 @@ _runtime: ContextVar[Runtime | None] = ContextVar("runtime", default=None)
 _stage: ContextVar[str] = ContextVar("stage", default="gptloom")
 _kept: ContextVar["Kept | None"] = ContextVar("kept", default=None)
 _heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
+_end: ContextVar[Event | None] = ContextVar("end", default=None)
+
+
+class Stopped(Exception):
+    """The stage has ended, so nobody waits for this thread's work."""
 
 
 class Kept:
@@ -105,6 +111,11 @@ def hearing() -> Generator[list[str]]:
         _heard.reset(token)
 
 
+def until(end: Event) -> None:
+    """Let `progress` raise Stopped in this context once the event is set: threads cannot be ended otherwise."""
+    _end.set(end)
+
+
 def say(line: str) -> None:
     """One line for the person who waits (stderr, and the Prefect run's log where there is one)."""
     if (heard := _heard.get()) is not None:
@@ -115,8 +126,10 @@ def say(line: str) -> None:
 
 def progress(items: Iterable[T], unit: str, total: int | None = None, every_s: float = 5.0) -> Iterator[T]:
     """Pass items through; every few seconds say how many are done, how fast, and how long the rest takes."""
-    start = shown = time.monotonic()
+    start, shown, end = time.monotonic(), time.monotonic(), _end.get()
     for done, item in enumerate(items, 1):
+        if end and end.is_set():
+            raise Stopped
         yield item
         now = time.monotonic()
         if now - shown >= every_s and done != total and _heard.get() is None:

@@ -17,11 +17,12 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from functools import partial
 from itertools import chain, islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt.errors import UserError
-from tasks.runtime import Engine, Runtime, hearing, kept, running, runtime, say, stage_at_work
+from tasks.runtime import Engine, Runtime, hearing, kept, running, runtime, say, stage_at_work, until
 from tasks.store import Building, building, here
 
 A = TypeVar("A")
@@ -108,7 +109,7 @@ class Threads:
 
     def __init__(self, means: Runtime):
         self.workers, self.room = means.workers, 2 * means.workers
-        self.pool = self.start()
+        self.over, self.pool = threading.Event(), self.start()
 
     def start(self) -> Executor:
         """As many as there are to be."""
@@ -116,7 +117,9 @@ class Threads:
 
     def submit(self, call: Callable, batch: Any) -> Future:
         """Begin when one is free. The context goes along: Prefect's and ours."""
-        return self.pool.submit(copy_context().run, call, batch)
+        context = copy_context()
+        context.run(until, self.over)
+        return self.pool.submit(context.run, call, batch)
 
     def result(self, future: Future, wait_s: float | None) -> Any:
         """What came out. BrokenExecutor: a worker died."""
@@ -129,7 +132,8 @@ class Threads:
         return True
 
     def close(self) -> None:
-        """Wait for what is under way, forget the rest."""
+        """End what is under way, where the stage failed, and forget the rest."""
+        self.over.set()
         self.pool.shutdown(cancel_futures=True)
 
 
@@ -138,7 +142,9 @@ class Processes(Threads):
 
     def start(self) -> Executor:
         """They come when they are needed, each in a second."""
-        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _die_with_parent)
+        context = multiprocessing.get_context("spawn")
+        self.theirs, self.ours = context.Pipe(duplex=False)
+        return ProcessPoolExecutor(self.workers, context, _die_with, (self.theirs,))
 
     def submit(self, call: Callable, batch: Any) -> Future:
         """Begin when one is free; where one has died meanwhile, the result says so."""
@@ -148,6 +154,11 @@ class Processes(Threads):
             broken = Future()
             broken.set_exception(error)
             return broken
+
+    def close(self) -> None:
+        """The same, whatever they do."""
+        self.ours.close()
+        super().close()
 
 
 class Dask:
@@ -229,8 +240,6 @@ def _equipment(root: Path) -> dict[str, str]:
     return versions | {f"the folder {root}": "there" if root.is_dir() else "missing"}
 
 
-def _die_with_parent() -> None:
-    """Workers of a killed parent would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent, "this runs in workers only"
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+def _die_with(pipe: Connection) -> None:
+    """Its other end closes when the stage ends, or this process's parent: else its workers would wait for ever."""
+    threading.Thread(target=lambda: (pipe.poll(None), os._exit(1)), daemon=True).start()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.corpus import Group
-from tasks.runtime import runtime, say, stage_at_work
+from tasks.runtime import progress, runtime, say, stage_at_work
 from tasks.store import here
 from tasks.workers import spread
 
@@ -51,3 +51,11 @@ def fill(mark: Path, number: int, folder: Path) -> dict[str, int]:
 def parse(text: str, _: Path) -> dict[str, int]:
     """A part whose builder may fail."""
     return {"number": int(text)}
+
+
+def fail_or_last(number: int) -> None:
+    """The first batch fails, the others take a minute."""
+    for _ in progress(range(600), "tenths of a second"):
+        time.sleep(0.1)
+        if number == 0:
+            raise ValueError("in the first batch")

@@ -117,6 +117,14 @@ def test_a_cluster_that_is_away_or_has_other_libraries_is_told(cluster, monkeypa
         list(spread(chores.double, range(3)))
 
 
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_a_stage_that_fails_waits_for_no_worker(engine, means):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="in the first batch"), running("x", means(engine)):
+        list(spread(chores.fail_or_last, range(6)))
+    assert time.monotonic() - start < 25, "the others would take a minute"
+
+
 def test_workers_end_with_a_killed_parent():
     script = """
 import time
