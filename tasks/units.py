@@ -259,7 +259,7 @@ def _write(
             stop = max(start + 1, int(np.searchsorted(ends, begun + BLOCK_TOKENS, "right")))
             block = np.empty(int(ends[stop - 1]) - begun, dtype)
             block[ends[start:stop] - begun - 1] = eot
-            _fill(memoryview(block).cast("B"), block.itemsize, files, places[:, start:stop], tokens[start:stop])
+            _fill(block.data.cast("B"), block.itemsize, files, places[:, start:stop], tokens[start:stop])
             file.write(block.data)
             start = stop
 
