@@ -3,14 +3,21 @@
 import hashlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import fsspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from flows.intake import entry
 from gpt.errors import UserError
@@ -68,6 +75,11 @@ class Handler(BaseHTTPRequestHandler):
         if send is not None:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(autouse=True)
+def without_proxy(monkeypatch):
+    monkeypatch.setattr(web, "getproxies", dict)
 
 
 @pytest.fixture
@@ -318,6 +330,47 @@ def test_what_was_checked_is_what_is_connected_to(monkeypatch):
     monkeypatch.setattr(web.socket, "socket", Dead)
     assert "cannot be reached (ConnectionRefusedError" in told("http://rebound.example/a.jsonl", Limits())
     assert (resolved, connected) == (["rebound.example"], [("93.184.216.34", 80)])
+
+
+@pytest.fixture
+def certificate(tmp_path) -> Path:
+    """Key and certificate of `localhost`, signed by itself."""
+    key, name = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]),
+    )
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2100, 1, 1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+    made = made.add_extension(x509.BasicConstraints(True, None), True).sign(key, hashes.SHA256())
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "both.pem").write_bytes(secret + made.public_bytes(Encoding.PEM))
+    return tmp_path / "both.pem"
+
+
+def test_https_is_checked_for_the_name_and_does_not_lead_to_http(server, certificate, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.routes["/a.jsonl"] = file(LINES)
+    url = f"https://localhost:{server.server_port}/a.jsonl"
+    assert "CERTIFICATE_VERIFY_FAILED" in told(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert get(url) == LINES
+    assert "IP address mismatch" in told(url.replace("localhost", "127.0.0.1"))
+    assert "of this machine" in told(url, Limits())
+    server.routes["/a.jsonl"] = lambda handler: handler.say(302, Location=server.url("/b.jsonl"))
+    assert "which is less than it was" in told(url)
+
+
+def test_a_proxy_is_asked_where_there_is_one(server, monkeypatch):
+    monkeypatch.setattr(web, "getproxies", lambda: {"http": server.url("")})
+    monkeypatch.setattr(web, "proxy_bypass", lambda host: host == "127.0.0.1")
+    server.routes["/a.jsonl"] = file(LINES)
+    assert get("http://data.example/a.jsonl", Limits()) == LINES
+    assert server.asked[0][0] == "http://data.example/a.jsonl"
+    assert server.asked[0][1]["Host"] == "data.example"
+    assert "of this machine" in told(server.url("/a.jsonl"), Limits())
 
 
 def test_a_password_is_refused_and_not_shown():
