@@ -14,6 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from pydantic import Field
 
 from gpt.errors import UserError
 from tasks.artifacts import Config, Metrics
+from tasks.columns import booleans, doubles, int64, strings
 from tasks.files import link
 from tasks.parts import Job, built
 from tasks.parts import Part as Part
@@ -28,14 +30,18 @@ from tasks.store import part
 
 STRING, DOUBLE = pa.string(), pa.float64()
 DOCUMENT = pa.schema({"id": STRING, "text": STRING, "source": STRING})
-DROPPED = pa.schema({"id": STRING, "detail": STRING, "reason": STRING, "score": DOUBLE, "kept_id": STRING})
+DROPPED = pa.schema(
+    {"id": STRING, "detail": STRING, "reason": STRING, "score": DOUBLE, "kept_id": STRING, "kept": STRING}
+)
 GROUP_BYTES, GROUP_ROWS = 4 << 20, 4_096
 EXCERPT_CHARS, EXAMPLES, LEAST_EXAMPLES, TOP_REASONS = 200, 20, 5, 12
 
 Facts = dict[str, Any]
 """What a part says of itself: documents, bytes, dropped {reason: count}."""
-Verdict = tuple[str, float | None, str | None] | None
-"""Why a row goes: a one-word reason, the number behind it, the id kept in its place; None: it stays."""
+Kept = tuple[str, str]
+"""A document that is kept in another's place: its id, an excerpt."""
+Verdict = tuple[str, float | None, Kept | None] | None
+"""Why a row goes: a one-word reason, the number behind it, what is kept in its place; None: it stays."""
 
 
 class Sieve(Config):
@@ -73,7 +79,11 @@ def documents(parts: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
         yield from zip(*(table[name].to_pylist() for name in DOCUMENT.names), strict=True)
 
 
-def sift(folder: Path, schema: pa.Schema, judged: Iterable[tuple[pa.Table, Sequence[Verdict]]]) -> Facts:
+def sift(
+    folder: Path,
+    schema: pa.Schema,
+    judged: Iterable[tuple[pa.Table, Sequence[Verdict]]],
+) -> Facts:
     """Write one part: rows that stay in part.parquet, the others in dropped.parquet with an excerpt; count both."""
     documents, size_bytes, reasons = 0, 0, Counter[str]()
     writer = partial(
@@ -94,12 +104,14 @@ def _parted(judged: Iterable, dropped: pq.ParquetWriter, reasons: Counter[str]) 
         if not gone:
             yield table
             continue
-        places, why, scores, kept_ids = map(list, zip(*gone, strict=True))
-        lost = table.take(places)
+        places, why, scores, kept = map(list, zip(*gone, strict=True))
+        lost = table.take(int64(np.array(places)))
         details = pc.utf8_slice_codeunits(lost["text"], 0, EXCERPT_CHARS)  # ty: ignore[missing-attribute]
-        dropped.write_table(pa.table([lost["id"], details, why, scores, kept_ids], DROPPED))
+        ids, texts = zip(*(one or (None, None) for one in kept), strict=True)
+        told = strings(why), doubles(scores), strings(ids), strings(texts)
+        dropped.write_table(pa.table([lost["id"], details, *told], DROPPED))
         reasons.update(why)
-        yield table.filter(pa.array([verdict is None for verdict in verdicts]))
+        yield table.filter(booleans(np.array([verdict is None for verdict in verdicts])))
 
 
 def _filled(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -162,9 +174,8 @@ def settle(out: Path, stage: str, parts: Sequence[Part], max_drop_share: float, 
     (out / "report").mkdir(exist_ok=True)
     examples = _examples(out, max(LEAST_EXAMPLES, EXAMPLES // max(1, len(reasons))))
     _report(out / "report" / "examples.json", examples, indent=1)
-    columns = [*DROPPED.names, "kept"]
-    rows = [[row.get(name) for name in columns] for row in examples]
-    _report(out / "report" / "dropped.table.json", {"columns": columns, "data": rows})
+    rows = [[row[name] for name in DROPPED.names] for row in examples]
+    _report(out / "report" / "dropped.table.json", {"columns": DROPPED.names, "data": rows})
     sizes = {"documents": documents, "bytes": size_bytes, "tokens_estimate": size_bytes // 4}
     counts = sizes | {"dropped": dropped, "dropped_share": share} | {f"dropped/{reason}": n for reason, n in top}
     return {f"data/{name}": float(count) for name, count in counts.items()}
@@ -175,17 +186,14 @@ def _report(path: Path, content: Any, **form: Any) -> None:
 
 
 def _examples(out: Path, each: int) -> list[dict[str, Any]]:
-    """A fair sample of the dropped rows of each reason, with an excerpt of the document kept in a duplicate's place."""
-    found = defaultdict[str, list[tuple[int, int, dict[str, Any]]]](list)
-    dropped = (row for path in sorted((out / "dropped").iterdir()) for t in tables(path) for row in t.to_pylist())
-    for number, row in enumerate(dropped):
-        best = found[row["reason"]]
-        heapq.heappush(best, (-zlib.crc32(row["id"].encode()), number, row))
-        if len(best) > each:
-            heapq.heappop(best)
-    examples = [row for best in found.values() for *_, row in sorted(best, key=itemgetter(1))]
-    if wanted := {row["kept_id"] for row in examples} - {None}:
-        parts = [pq.read_table(p, columns=["id", "text"], filters=[("id", "in", wanted)]) for p in out.glob("part-*")]
-        kept = {row["id"]: row["text"][:EXCERPT_CHARS] for table in parts for row in table.to_pylist()}
-        examples = [{**row, "kept": kept[row["kept_id"]]} for row in examples]
-    return examples
+    """A fair sample of the dropped rows of each reason: those whose ids have the least hashes."""
+    found = defaultdict[str, list[tuple[int, Group, int]]](list)
+    for group in (group for path in sorted((out / "dropped").iterdir()) for group in groups(path)):
+        table = group.table(["id", "reason"])
+        for row, (name, reason) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
+            best = found[reason]
+            heapq.heappush(best, (-zlib.crc32(name.encode()), group, row))
+            if len(best) > each:
+                heapq.heappop(best)
+    wanted = [sorted(best, key=itemgetter(1, 2)) for best in found.values()]
+    return [group.table().slice(row, 1).to_pylist()[0] for best in wanted for _, group, row in best]

@@ -9,16 +9,18 @@ gives what one run over all of it would, and of the old parts nothing is read bu
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import islice
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from tasks.artifacts import Corpus, Metrics
-from tasks.corpus import Facts, Part, Sieve, Verdict, place, settle, sift, tables
+from tasks.columns import int64
+from tasks.corpus import Facts, Part, Sieve, Verdict, groups, place, settle, sift, tables
 from tasks.files import file_digest
 from tasks.likeness import Likeness
 from tasks.manifest import key_of
@@ -122,13 +124,19 @@ def _build(path: Path, number: int, judge: Judge, folder: Path) -> Facts:
     """One part: who goes and why; who stays is noted for the parts to come."""
     judged = judge.of(number)
     np.save(folder / STAYS, judged.stays_D)
-    gone = np.flatnonzero(~judged.stays_D)
-    names = judge.known.names(judged.kept_D[gone])
-    verdicts: list[Verdict] = [None] * len(judged.stays_D)
-    for row in gone.tolist():
-        reason = "exact" if judged.same_D[row] else "near"
-        verdicts[row] = reason, float(judged.scores_D[row]), names[int(judged.kept_D[row])]
-    rows = iter(verdicts)
-    judged_tables = ((table, list(islice(rows, len(table)))) for table in tables(path))
-    facts = sift(folder, pq.read_schema(path), judged_tables)
+    wanted_N, names = judge.known.names(judged.kept_D[~judged.stays_D])
+    ends = np.cumsum([0, *(pq.read_metadata(path).row_group(group.number).num_rows for group in groups(path))])
+    told = (_verdicts(Judgement(*(each[a:b] for each in judged)), wanted_N, names) for a, b in pairwise(ends.tolist()))
+    facts = sift(folder, pq.read_schema(path), zip(tables(path), told, strict=True))
     return facts | {"linked": [judge.start, len(judge.identities)], "merged": judge.known.merged}
+
+
+def _verdicts(judged: Judgement, wanted_N: np.ndarray, names: pa.Table) -> list[Verdict]:
+    """What is said of each document of a row group."""
+    verdicts: list[Verdict] = [None] * len(judged.stays_D)
+    gone = np.flatnonzero(~judged.stays_D)
+    kept = names.take(int64(np.searchsorted(wanted_N, judged.kept_D[gone])))
+    named = zip(gone.tolist(), *(column.to_pylist() for column in kept.columns), strict=True)
+    for row, name, excerpt in named:
+        verdicts[row] = "exact" if judged.same_D[row] else "near", float(judged.scores_D[row]), (name, excerpt)
+    return verdicts

@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.corpus import Facts, Group, Part, groups
+from tasks.columns import int64, strings
+from tasks.corpus import EXCERPT_CHARS, Facts, Group, Part, groups
 from tasks.files import file_digest, link
 from tasks.parts import Job, built
 from tasks.runtime import progress
@@ -21,10 +23,12 @@ from tasks.store import part
 from tasks.text import runs
 from tasks.text.minhash import bands, permutations, sign, sketch
 from tasks.text.runs import Run
+from tasks.text.scan import plain
 from tasks.workers import spread
 
 SIGNATURES, ABOUT, IDS, PAIRS = "signatures.npy", "about.npy", "ids.parquet", "pairs.npy"
-MOST_RUNS, PAIRS_AT_ONCE, IDS_AT_ONCE = 16, 1 << 20, 1 << 16
+MOST_RUNS, PAIRS_AT_ONCE, IDS_AT_ONCE = 16, 1 << 20, 1 << 15
+NAMES = pa.schema({"id": pa.string(), "excerpt": pa.string()})
 
 
 class Likeness:
@@ -77,17 +81,16 @@ class Likeness:
         wanted_N, back = np.unique(docs_N, return_inverse=True)
         return runs.rows_of(self.files(ABOUT), wanted_N)[back, 0] if len(docs_N) else docs_N
 
-    def names(self, docs_N: np.ndarray) -> dict[int, str]:
-        """Ids by ordinals."""
-        found, wanted_N = dict[int, str](), np.unique(docs_N).astype(np.int64)
+    def names(self, docs_N: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+        """Distinct ordinals in order, and a row each of `id` and `excerpt`."""
+        wanted_N, found = np.unique(docs_N).astype(np.int64), [pa.table([strings([]), strings([])], NAMES)]
         owners_N = np.searchsorted(self.firsts, wanted_N, side="right") - 1
         for owner in np.unique(owners_N).tolist():
             rows = wanted_N[owners_N == owner] - self.firsts[owner]
             for number in np.unique(rows // IDS_AT_ONCE).tolist():
-                near = rows[rows // IDS_AT_ONCE == number]
-                ids = Group(self.folders[owner] / IDS, number).table()["id"].take(near - number * IDS_AT_ONCE)
-                found.update(zip((near + self.firsts[owner]).tolist(), ids.to_pylist(), strict=True))
-        return found
+                near = rows[rows // IDS_AT_ONCE == number] - number * IDS_AT_ONCE
+                found.append(Group(self.folders[owner] / IDS, number).table().take(int64(near)))
+        return wanted_N, pa.concat_tables(found)
 
     def sizes(self) -> np.ndarray:
         """Bytes of every document."""
@@ -133,44 +136,55 @@ class Likeness:
 
 def _signing(path: Path, ngram: int, num_perm: int, bands: int, rows: int) -> Job:
     """A part's signatures and run, made once whatever comes before it."""
-    identity = ["signed, mixed", file_digest(path), ngram, num_perm, bands, rows]
+    identity = ["signed", file_digest(path), ngram, num_perm, bands, rows]
     return identity, partial(_sign, path, ngram, num_perm, bands, rows)
 
 
-def _signs(permutations_2K: np.ndarray, ngram: int, group: Group) -> tuple[np.ndarray, np.ndarray]:
-    """Of a row group's documents the sketches, and the words' hash beside the length in bytes."""
-    texts = group.table(["text"])["text"]
-    signed = sign(texts, permutations_2K, ngram)
-    sizes_D = pc.binary_length(texts).to_numpy().astype(np.uint64)  # ty: ignore[missing-attribute]
-    return sketch(signed.signatures_DK), np.stack([signed.content_D, sizes_D], axis=1)
+def _signs(permutations_2K: np.ndarray, ngram: int, group: Group) -> tuple[np.ndarray, np.ndarray, pa.Table]:
+    """Of a row group's documents the sketches, the words' hash beside the length in bytes, ids and excerpts."""
+    table = group.table(["id", "text"])
+    signed = sign(table["text"], permutations_2K, ngram)
+    sizes_D = np.diff(plain(table["text"]).ends_D1).astype(np.uint64)
+    excerpts = pc.utf8_slice_codeunits(table["text"], 0, EXCERPT_CHARS)  # ty: ignore[missing-attribute]
+    names = pa.table([table["id"], excerpts], NAMES)
+    return sketch(signed.signatures_DK), np.stack([signed.content_D, sizes_D], axis=1), names
 
 
 def _sign(path: Path, ngram: int, num_perm: int, bands: int, rows: int, folder: Path) -> Facts:
     """Signatures, contents, ids and the run of a part, a row group in memory at a time."""
-    count, about = pq.read_metadata(path).num_rows, [np.zeros((0, 2), np.uint64)]
-    signs = partial(_signs, permutations(num_perm), ngram)
-    with open(folder / SIGNATURES, "wb") as file:
+    count, about, waiting = pq.read_metadata(path).num_rows, [np.zeros((0, 2), np.uint64)], list[pa.Table]()
+    signs, how = partial(_signs, permutations(num_perm), ngram), {"compression": "zstd", "write_page_checksum": True}
+    with open(folder / SIGNATURES, "wb") as file, pq.ParquetWriter(folder / IDS, NAMES, **how) as writer:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, num_perm)}
         np.lib.format.write_array_header_2_0(file, header)
-        for _, (lows_DK, about_D2) in progress(spread(signs, groups(path)), "row groups"):
-            file.write(lows_DK.data)
+        for _, (sketches_DK, about_D2, names) in progress(spread(signs, groups(path)), "row groups"):
+            file.write(sketches_DK.data)
             about.append(about_D2)
+            waiting = _written(writer, [*waiting, names], IDS_AT_ONCE)
+        _written(writer, waiting, 1)
     np.save(folder / ABOUT, np.concatenate(about))
-    ids = pq.read_table(path, columns=["id"])
-    pq.write_table(ids, folder / IDS, IDS_AT_ONCE, use_dictionary=False, compression="zstd", write_page_checksum=True)
     runs.write_run(folder, folder / SIGNATURES, bands, rows)
     return {"documents": count}
 
 
+def _written(writer: pq.ParquetWriter, waiting: list[pa.Table], least: int) -> list[pa.Table]:
+    """Write row groups of IDS_AT_ONCE, so that a row's number tells its group; what is left, below `least`."""
+    while sum(map(len, waiting)) >= least:
+        joined = pa.concat_tables(waiting)
+        writer.write_table(joined.slice(0, IDS_AT_ONCE), IDS_AT_ONCE)
+        waiting = [joined.slice(IDS_AT_ONCE)]
+    return waiting
+
+
 def _link(old: list[Run], new: list[Run], bands: int, folder: Path) -> Facts:
     """The run of new parts, where it is not that of the one new part, and their pairs with old ones and each other."""
-    found, several = [np.zeros(0, np.uint64)], len(new) > 1
+    found, several = runs.Distinct(), len(new) > 1
     with runs.BandFile(folder, bands if several else 0, sum(run.count for run in new)) as file:
         for _, (run, pairs_P) in progress(spread(partial(_pairs, old, new), range(bands)), "bands", bands):
             if several:
                 file.append(*run)
-            found.append(pairs_P)
-    np.save(folder / PAIRS, np.unique(np.concatenate(found)))
+            found.add(pairs_P)
+    np.save(folder / PAIRS, found.all())
     return {}
 
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpt.data import FORMATS
+from tasks.columns import int64
 from tasks.encoders import Differs, Engine, engines
 from tasks.runtime import progress, say
 from tasks.workers import spread
@@ -223,18 +224,13 @@ def _shards(chosen: np.ndarray, tokens: np.ndarray, head: bool) -> Iterator[np.n
 
 def _rows(names: pa.Table, rows: np.ndarray, split: str, shard: str, first: int) -> pa.Table:
     """The index of one file."""
-    found, tokens = names.take(_int64(rows["row"])), rows["tokens"] + 1
+    found, tokens = names.take(int64(rows["row"])), rows["tokens"] + 1
     texts = {"id": found["id"], "source": found["source"].cast(pa.string())}
     same = {"split": _same(split, len(rows)), "shard": _same(shard, len(rows))}
     places = {"row": rows["row"], "offset": np.cumsum(tokens) - tokens + first, "tokens": tokens}
     places["bytes"] = rows["bytes"]
-    columns = texts | same | {name: _int64(numbers) for name, numbers in places.items()}
+    columns = texts | same | {name: int64(numbers) for name, numbers in places.items()}
     return pa.table([columns[name] for name in INDEX.names], schema=INDEX)
-
-
-def _int64(numbers: np.ndarray) -> pa.Array:
-    """A column by its memory, as pa.array would import pandas."""
-    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))])
 
 
 def _same(value: str, count: int) -> pa.Array:

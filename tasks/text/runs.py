@@ -1,10 +1,9 @@
 """Sorted runs: the index of near-duplicates on disk, built, merged and searched band by band, no bucket in memory.
 
-In: signatures' low bytes, document by document. Out: runs (`keys.npy`, uint64, and `docs.npy`, uint32, both (bands,
+In: sketches, a byte of each number of a signature, document by document. Out: runs (`keys.npy`, uint64, and `docs.npy`, uint32, both (bands,
 documents), each band sorted by key, equal keys by arrival), and the pairs of documents that share a key.
-A band's key is the low bytes of its rows, mixed: eight rows are eight bytes, so nothing but a signature's 256 bytes is
-kept of a document, and unlike documents collide as seldom as by a hash of 64 bits (b-bit minwise hashing, Li and Koenig
-2010). Keys are as good as random, so they are sorted by distribution: by their first bits, then by insertion.
+A band's key is its rows' bytes, mixed: eight rows are eight bytes, so nothing but the sketch is kept of a document, and
+unlike documents collide as seldom as by a hash of 64 bits. Keys are as good as random, so they are sorted by distribution: by their first bits, then by insertion.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from tasks.text.scan import MIX
 # D documents of a run, U distinct keys, B bands, K permutations
 REPRESENTATIVES = 8
 """A bucket's first documents, with which its others are compared: pairs stay linear; 32 found nothing more."""
-CHUNK, AT_ONCE = 1 << 16, 4
+CHUNK, AT_ONCE, AT_LEAST = 1 << 16, 2, 1 << 20
 """Documents read at a time (16 MiB of signatures), and bands taken from them in one reading."""
 
 
@@ -88,7 +87,7 @@ def merged(runs: Sequence[Run], band: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairs(old: Sequence[Run], keys_D: np.ndarray, docs_D: np.ndarray, first: int, band: int) -> np.ndarray:
-    """Pairs (later << 32 | earlier), sorted, of the documents of one band that share a key with a representative.
+    """Pairs (later << 32 | earlier) of the documents of one band that share a key with a representative.
 
     In: runs of all documents before, and one band of a run whose ordinals count from `first`. Out: ordinals of it all.
     """
@@ -101,14 +100,33 @@ def pairs(old: Sequence[Run], keys_D: np.ndarray, docs_D: np.ndarray, first: int
     seen_UR, counts_U = np.zeros((len(shared), REPRESENTATIVES), np.uint32), np.zeros(len(shared), np.int64)
     for run, (keys, docs), at in zip(old, indices, places, strict=True):
         gather(keys, docs, np.uint32(run.first), keys_D[starts_U[shared]], at[shared], seen_UR, counts_U)
-    made = compare(docs_D, np.uint32(first), starts_U[shared], ends_U[shared], seen_UR, counts_U)
-    return np.unique(made)
+    return compare(docs_D, np.uint32(first), starts_U[shared], ends_U[shared], seen_UR, counts_U)
 
 
 def _holds(keys_D: np.ndarray, places_U: np.ndarray, wanted_U: np.ndarray) -> np.ndarray:
     inside = places_U < len(keys_D)
     inside[inside] = keys_D[places_U[inside]] == wanted_U[inside]
     return inside
+
+
+class Distinct:
+    """Sorted distinct numbers, merged as they come: a pair shows up in up to all bands, so lists of all would not fit."""
+
+    def __init__(self) -> None:
+        self._known, self._waiting = np.zeros(0, np.uint64), list[np.ndarray]()
+
+    def add(self, numbers: np.ndarray) -> None:
+        """Take in some more."""
+        self._waiting.append(numbers)
+        if sum(map(len, self._waiting)) >= max(len(self._known) // 2, AT_LEAST):
+            self.all()
+
+    def all(self) -> np.ndarray:
+        """Those so far. Sorting in place: np.unique takes twice the memory."""
+        joined = np.concatenate([self._known, *self._waiting])
+        joined.sort()
+        self._known, self._waiting = joined[np.append(True, joined[1:] != joined[:-1])[: len(joined)]], []
+        return self._known
 
 
 @njit(cache=True, nogil=True, boundscheck=False)

@@ -23,13 +23,16 @@ ALONE = ((0x3040, 0x3100), (0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x40000
 """Kana and Han, which no blanks part."""
 
 
-def _kind(code: int) -> int:
-    if any(low <= code < high for low, high in ALONE):
-        return SINGLE
-    return WORD if chr(code) == "_" or unicodedata.category(chr(code))[0] in "LMN" else SEPARATOR
+def _kinds() -> np.ndarray:
+    inside = [unicodedata.category(char)[0] in "LMN" for char in map(chr, range(0x20000))]
+    kinds = np.array([*inside, SINGLE, SEPARATOR], np.uint8)
+    kinds[ord("_")] = WORD
+    for low, high in ALONE[:-1]:
+        kinds[low:high] = SINGLE
+    return kinds
 
 
-KINDS = np.array([*map(_kind, range(0x20000)), SINGLE, SEPARATOR], np.uint8)
+KINDS = _kinds()
 """What each character is; the last two entries stand for planes 2 and 3, and for all planes above."""
 
 
