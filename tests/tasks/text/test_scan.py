@@ -46,3 +46,8 @@ def test_a_slice_of_a_column_is_scanned_in_place():
     texts = plain(column.slice(1, 2))
     assert bytes(texts.data[texts.ends_D1[0] : texts.ends_D1[1]]) == b"three"
     assert len(texts.ends_D1) == 3
+
+
+def test_a_final_sigma_is_a_sigma():
+    (small,), (large,) = scanned(["σίσυφος", "ΣΊΣΥΦΟΣ"])
+    assert small == large

@@ -68,7 +68,7 @@ def _alone(char: str) -> bool:
 
 def _fnv(word: str) -> int:
     h = FNV
-    for byte in word.encode():
+    for byte in word.replace("ς", "σ").encode():
         h = (h ^ byte) * PRIME % WHOLE
     return h
 
