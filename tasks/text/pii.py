@@ -36,7 +36,7 @@ PATTERNS = (
     re.compile(rf"\b{ATOM}+(?:\.{ATOM}+)*@(?:(?:{LABEL}\.)+{LABEL}|\[{ADDRESS}\])"),
     re.compile(rf"(?<!\d){ADDRESS}(?!\d)", re.ASCII),
     re.compile(
-        rf"(?<![\w)])(?:\+|00)34[ .-]?{NINE}(?!\w)|(?<![\w)])\+[1-9](?:[ .-]?\(?\d\)?){{7,14}}(?!\w)"
+        rf"(?<![\w)+])(?:\+|00)34[ .-]?{NINE}(?!\w)|(?<![\w)+])\+[1-9](?:[ .-]?\(?\d\)?){{7,14}}(?!\w)"
         rf"|(?<!\d[ ,:])(?<![\w)+./#=-]){NINE}(?![\w-]|[ .,/:]\d)",
         re.ASCII,
     ),
@@ -179,7 +179,7 @@ def _candidates(data, eights, ends_D1, atoms, kinds_C, starts_C, stops_C):
     n = 0
     for d in range(ends_D1.shape[0] - 1):
         begin, end = ends_D1[d], ends_D1[d + 1]
-        i, free = begin, begin
+        i, free, shaky = begin, begin, begin - 1  # where addresses end, and candidates for one
         while i < end:
             if i & 7 == 0 and i + 8 <= end and not _marked(eights[uint64(i >> 3)]):
                 i += 8
@@ -187,8 +187,8 @@ def _candidates(data, eights, ends_D1, atoms, kinds_C, starts_C, stops_C):
             c = data[uint64(i)]
             if c == 64:
                 before = n
-                n = _email(data, i, begin, end, atoms, n, free, kinds_C, starts_C, stops_C)
-                free = stops_C[n - 1] if n > before else free
+                n = _email(data, i, begin, end, atoms, n, free, shaky, kinds_C, starts_C, stops_C)
+                free, shaky = (max(free, stops_C[n - 1]), max(shaky, -stops_C[n - 1])) if n > before else (free, shaky)
             elif 48 <= c <= 57:
                 n = _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C)
                 while i + 1 < end and _digit(data[uint64(i + 1)]):
@@ -212,7 +212,7 @@ def _put(kind, start, stop, n, kinds_C, starts_C, stops_C):
 
 
 @njit(inline="always")
-def _email(data, i, begin, end, atoms, n, free, kinds_C, starts_C, stops_C):
+def _email(data, i, begin, end, atoms, n, free, shaky, kinds_C, starts_C, stops_C):
     """The address around this @; where it begins is left to the pattern (stop < 0) if Unicode's letters decide it."""
     after = _at(data, i + 1, begin, end)
     if not atoms[_at(data, i - 1, begin, end)] & 1 or not (atoms[after] & 2 or after == 91):
@@ -221,7 +221,7 @@ def _email(data, i, begin, end, atoms, n, free, kinds_C, starts_C, stops_C):
     while lo > least and (atoms[data[uint64(lo - 1)]] & 1 or (data[uint64(lo - 1)] == 46 and data[uint64(lo)] != 46)):
         lo -= 1
     hi = _domain(data, i + 1, most, atoms)
-    if after == 91 or _at(data, lo - 1, begin, end) > 127 or (n > 0 and lo <= -stops_C[n - 1]):
+    if after == 91 or _at(data, lo - 1, begin, end) > 127 or lo <= shaky:
         while hi < most and (atoms[data[uint64(hi)]] & 2 or data[uint64(hi)] in (45, 46, 91, 93)):
             hi += 1
         return _put(EMAIL, lo, -hi, n, kinds_C, starts_C, stops_C) if hi > i + 1 else n
