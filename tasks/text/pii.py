@@ -79,7 +79,7 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
     order = np.flatnonzero(rest_C)[np.argsort(kinds_C[rest_C], kind="stable")]
     begins = texts.ends_D1[np.searchsorted(texts.ends_D1, starts_C[order], "right") - 1].tolist()
     columns = (column[order].tolist() for column in (kinds_C, starts_C, stops_C))
-    data, free = memoryview(texts.data), 0
+    data, free = texts.data.data, 0
     for begin, kind, start, stop in zip(begins, *columns, strict=True):
         start = max(start, free) if kind == EMAIL else start  # a local part may begin where an address ends
         for span in _look(data, kind, begin, start, abs(stop)):
@@ -92,7 +92,7 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
 
 def replaced(texts: Texts, found: Sequence[Span]) -> pa.Array:
     """The texts with placeholders in place of what was found."""
-    pieces, at, data = list[bytes | memoryview](), int(texts.ends_D1[0]), memoryview(texts.data)
+    pieces, at, data = list[bytes | memoryview](), int(texts.ends_D1[0]), texts.data.data
     for start, stop, kind in found:
         pieces += [data[at:start], PLACEHOLDERS[kind]]
         at = stop

@@ -1,9 +1,7 @@
 """Everything the quality rules measure, counted in one pass over a row group's words and lines.
 
 In: texts in lower case (tasks/text/scan.py). Out: `Counts`, of which tasks/text/rules.py makes shares.
-What is counted is what Gopher (Rae et al. 2021, appendix A), C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024)
-judge by.
-Repeated n-grams are sought only where the shorter ones repeat: running text costs two passes and not nine.
+Counted is what Gopher (Rae et al. 2021, appendix A), C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024) judge by.
 """
 
 from typing import NamedTuple
@@ -11,31 +9,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, uint8, uint32, uint64
 
+from tasks.text.ngrams import mask_of, repeated, slot
 from tasks.text.overlap import within
-from tasks.text.scan import (
-    FNV,
-    GOLD,
-    KINDS,
-    SEPARATOR,
-    SINGLE,
-    WORD,
-    Texts,
-    character,
-    hashed,
-    kind,
-    mixed,
-    room,
-    words,
-)
+from tasks.text.scan import FNV, KINDS, SEPARATOR, SINGLE, WORD, Texts, character, hashed, kind, mixed, room, words
 from tasks.text.words import COMMON, STOP_WORDS
 
 # D documents, W words of the longest, L lines of the longest, S slots of a hash table (a power of two)
 BULLETS, DASHES = "•‣●◦·▪", "-*"  # a dash is a bullet where a blank follows
 TERMINALS = ".!?。！？｡．؟۔।॥։‼‽⁇⁈⁉"
 CLOSERS = "\"'”’»)]」』"
-BLANKS = "\t\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
+BLANKS = [chr(code) for code in range(0x10000) if chr(code).isspace() and code != 10]
 HEADS = "-./\\@~^|"
 """Marks that belong to the word which they precede (--help, .5, /etc): alone a run of them counts once."""
 LONGEST_WORD, LINE_WORDS, SHORT_LINE = 1_000, 5, 30
@@ -175,24 +158,6 @@ def _known_bits(h, keys, marks):
     return marks[at] if keys[at] == h else uint32(0)
 
 
-@njit(inline="always")
-def _slot(table_S, h, mask):
-    """Where a hash (never 0) stands in the table, or is to stand."""
-    at = (h ^ (h >> uint64(32))) & mask
-    while table_S[at] != 0 and table_S[at] != h:
-        at = (at + uint64(1)) & mask
-    return at
-
-
-@njit(inline="always")
-def _mask(count):
-    """Of a table with at least two slots for each of so many entries."""
-    size = uint64(16)
-    while size < uint64(2 * count):
-        size <<= uint64(1)
-    return size - uint64(1)
-
-
 @njit(cache=True, nogil=True, boundscheck=False)
 def _count(
     data, ends_D1, kinds, traits, keys, marks, grams_S, hashes_W, starts_W, chars_W, table_S, seen_S, rolled_W, sums_W,
@@ -207,7 +172,7 @@ def _count(
         _lines(data, begin, end, traits, n, starts_W, chars_W, slots_W, table_S, rolled_W, places_W, out)
         if grams_S.shape[0]:
             out[OVERLAP] = within(hashes_W, n, grams_S)
-        _ngrams(n, hashes_W, sums_W, table_S, seen_S, rolled_W, places_W, slots_W, out[NGRAMS:])
+        repeated(n, hashes_W, sums_W, table_S, seen_S, rolled_W, places_W, slots_W, out[NGRAMS:])
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -281,7 +246,7 @@ def _lines(data, begin, end, traits, n, starts_W, chars_W, cues_W, table_S, para
         newlines += c == 10
         after = c
     out[NEWLINES] = newlines
-    mask = _mask(least)
+    mask = mask_of(least)
     table_S[: mask + uint64(1)] = 0
     i, w, paragraph, size, parts = begin, 0, FNV, 0, 0
     while i < end:
@@ -295,7 +260,7 @@ def _lines(data, begin, end, traits, n, starts_W, chars_W, cues_W, table_S, para
         if w - first_w >= LINE_WORDS and longest <= LONGEST_WORD and not policy:
             out[SENTENCES] += sentences
         if chars:
-            at = _slot(table_S, h, mask)
+            at = slot(table_S, h, mask)
             out[DUP_LINES] += table_S[at] == h
             out[DUP_LINE_CHARS] += chars if table_S[at] == h else 0
             table_S[at] = h
@@ -307,10 +272,10 @@ def _lines(data, begin, end, traits, n, starts_W, chars_W, cues_W, table_S, para
         paragraphs_W[parts], sizes_W[parts] = paragraph | uint64(1), size
         parts += 1
     out[PARAGRAPHS] = parts
-    mask = _mask(parts)
+    mask = mask_of(parts)
     table_S[: mask + uint64(1)] = 0
     for p in range(parts):
-        at = _slot(table_S, paragraphs_W[p], mask)
+        at = slot(table_S, paragraphs_W[p], mask)
         out[DUP_PARAGRAPHS] += table_S[at] != 0
         out[DUP_PARAGRAPH_CHARS] += sizes_W[p] if table_S[at] else 0
         table_S[at] = paragraphs_W[p]
@@ -384,47 +349,3 @@ def _cue(first_w, w, cues_W, out):
     if here == USE:
         return before == OF and first == TERMS
     return here == JAVASCRIPT or (here == POLICY and before in (PRIVACY, COOKIE))
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
-def _ngrams(n_words, hashes_W, sums_W, table_S, seen_S, rolled_W, places_W, slots_W, out_F):
-    """Top 2- to 4-grams and duplicate 5- to 10-grams; `sums_W` are the characters before each word."""
-    count = n_words
-    for i in range(n_words):
-        places_W[i], rolled_W[i] = i, hashes_W[i]
-    for n in range(2, 11):
-        mask, entries, best, best_chars = _mask(count), 0, 0, 0
-        table_S[: mask + uint64(1)] = 0
-        seen_S[: mask + uint64(1)] = 0
-        for p in range(count):
-            i = places_W[p]
-            # an n-gram comes twice only where both (n-1)-grams in it do
-            if i + n > n_words or p + 1 >= count or places_W[p + 1] != i + 1:
-                continue
-            rolled_W[i] = rolled_W[i] * GOLD + hashes_W[i + n - 1]
-            key = mixed(rolled_W[i]) | uint64(1)
-            at = _slot(table_S, key, mask)
-            table_S[at] = key
-            seen_S[at] += 1
-            places_W[entries], slots_W[entries] = i, at
-            entries += 1
-            chars = sums_W[i + n] - sums_W[i] + n - 1
-            if seen_S[at] > 1 and (seen_S[at] > best or (seen_S[at] == best and chars > best_chars)):
-                best, best_chars = seen_S[at], chars
-        if n <= 4:
-            out_F[n - 2] = best * best_chars
-        count, free = 0, 0
-        for p in range(entries):
-            i, at = places_W[p], slots_W[p]
-            if seen_S[at] == 1:
-                continue
-            places_W[count] = i
-            count += 1
-            if n >= 5 and i >= free:
-                if seen_S[at] < 0:
-                    out_F[n - 2] += sums_W[i + n] - sums_W[i]
-                    free = i + n
-                else:
-                    seen_S[at] = -seen_S[at]
-        if count == 0:
-            return
