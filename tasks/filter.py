@@ -110,8 +110,8 @@ class Filter(Sieve):
     max_policy_lines: float | None = None
     """Highest share of lines about javascript, cookies, privacy policies or terms of use."""
     by_language: dict[Literal["en", "es", "other"], Limits] = PROSE
-    """Limits that differ in a language, which is told by its commonest words: {es: {max_dup_lines: 0.252}}. A preset's
-    entry for a rule that is set for all counts no more."""
+    """Limits that differ in a language, which is told by its commonest words: {es: {max_dup_lines: 0.252}}, beside the
+    preset's, which count no more for a rule that is set for all."""
     evaluation: tuple[str, ...] = ()
     """Files or URLs of evaluation texts: parquet, JSONL(.gz/.zst), JSON (every string) or text (every paragraph)."""
     max_overlap: int | None = 0
@@ -132,7 +132,11 @@ class Filter(Sieve):
             return given
         if all(name in given for name in rules()):
             given = _changes(given)
-        return {**defaults(given.get("preset", "prose")), **given}
+        preset = defaults(given.get("preset", "prose"))
+        usual, own = preset["by_language"], given.get("by_language", {})
+        if isinstance(own, dict) and all(isinstance(limits, dict) for limits in own.values()):
+            given = given | {"by_language": {**usual, **{name: usual.get(name, {}) | own[name] for name in own}}}
+        return {**preset, **given}
 
     @model_validator(mode="after")
     def _known(self) -> "Filter":

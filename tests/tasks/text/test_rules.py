@@ -93,8 +93,9 @@ def test_word_rules_do_not_judge_other_languages():
 
 def test_limits_may_differ_in_one_language():
     assert rule(SPANISH) is None, "short paragraphs are usual in Spanish books"
-    assert rule(SPANISH, by_language={}) == "min_words"
+    assert rule(SPANISH, by_language={"es": {"min_words": 30}}) == "min_words"
     assert rule(LONG, by_language={"es": {"max_braces": 0}, "en": {"min_words": 500}}) == "min_words"
+    assert rule("это не ", by_language={"es": {"max_braces": 0}}) is None, "the preset's limits for others stay"
 
 
 def test_presets_have_the_published_limits_and_what_is_set_goes_before_them():
