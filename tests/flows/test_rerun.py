@@ -32,12 +32,12 @@ def manifest(session, stage):
 
 def test_a_changed_setting_is_another_key_of_that_stage_alone(made):
     recipe, store, before = made
-    session = rerun("dedup", str(recipe), store, {"threshold": 0.7, "seed": None}, {}, False)
-    assert manifest(session, "dedup")["config"]["threshold"] == 0.7
+    session = rerun("dedup", str(recipe), store, {"threshold": 0.8, "seed": None}, {}, False)
+    assert manifest(session, "dedup")["config"]["threshold"] == 0.8
     assert session.results["dedup"].key != before["dedup"].key
     assert {stage for stage, result in session.results.items() if result.cache == "miss"} == {"dedup"}
     assert f"dedup:{before['dedup'].key}" in session.note
-    assert "dedup.threshold=0.7" in session.note
+    assert "dedup.threshold=0.8" in session.note
 
 
 def test_a_model_made_without_some_stages_is_evaluated_without_them(made):

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.text.scan import KINDS, lowered, plain, room, words
@@ -27,6 +27,7 @@ def scanned(texts: list[str]) -> list[list[tuple[int, int, int]]]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TEXTS, max_size=4))
+@example(["葛\U000e0100城 a\U000e0100b"])
 def test_words_are_those_of_the_twin(texts):
     for text, found in zip(texts, scanned(texts), strict=True):
         lower = twins.lowered(text)

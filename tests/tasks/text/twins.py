@@ -58,7 +58,9 @@ def _words(line: str) -> list[tuple[str, bool]]:
 
 
 def _inside(char: str) -> bool:
-    return not _alone(char) and (char == "_" or unicodedata.category(char)[0] in "LMN")
+    if _alone(char) or ord(char) >= 0x20000:  # above Han there are tags and variation selectors only
+        return False
+    return char == "_" or unicodedata.category(char)[0] in "LMN"
 
 
 def _alone(char: str) -> bool:
