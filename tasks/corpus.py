@@ -145,9 +145,9 @@ def place(out: Path, number: int, identity: Any, build: Callable[[Path], Facts])
     return linked(out, number, part(identity, build))
 
 
-def placed(out: Path, jobs: Sequence[Job]) -> Iterator[Part]:
-    """As `place`, for parts that know nothing of each other: side by side where many are missing."""
-    return (linked(out, number, made) for number, made in enumerate(built(jobs)))
+def placed(out: Path, jobs: Sequence[Job], *, gil: bool = False) -> Iterator[Part]:
+    """As `place`, for parts that know nothing of each other: side by side where many are missing. `gil`: see spread."""
+    return (linked(out, number, made) for number, made in enumerate(built(jobs, gil=gil)))
 
 
 def linked(out: Path, number: int, made: Part) -> Part:

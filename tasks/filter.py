@@ -201,7 +201,7 @@ def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
     plan = Plan(limits, grams, languages, config.min_language_score, pii, config.pii_kinds, lines)
     known = [config.model_dump(mode="json", exclude={"max_drop_share", "toxicity", "evaluation"}), config.outside()]
     jobs = [([file_digest(path), *known], partial(_build, path, plan)) for path in corpus.parts]
-    parts = list(progress(placed(out, jobs), "parts", len(jobs)))
+    parts = list(progress(placed(out, jobs, gil=bool(languages)), "parts", len(jobs)))
     if grams:
         grams.unlink()
     metrics = settle(out, "filter", parts, config.max_drop_share, "loosen filter.{reason} (null switches it off)")
