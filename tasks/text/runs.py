@@ -1,9 +1,10 @@
 """Sorted runs: the index of near-duplicates on disk, built, merged and searched band by band, no bucket in memory.
 
-In: sketches, a byte of each number of a signature, document by document. Out: runs (`keys.npy`, uint64, and `docs.npy`, uint32, both (bands,
-documents), each band sorted by key, equal keys by arrival), and the pairs of documents that share a key.
-A band's key is its rows' bytes, mixed: eight rows are eight bytes, so nothing but the sketch is kept of a document, and
-unlike documents collide as seldom as by a hash of 64 bits. Keys are as good as random, so they are sorted by distribution: by their first bits, then by insertion.
+In: sketches, a byte of each number of a signature, document by document. Out: runs (`keys.npy`, uint64, and `docs.npy`,
+uint32, both (bands, documents), each band sorted by key, equal keys by arrival), and pairs of documents that share a
+key. A band's key is its rows' bytes, mixed: eight rows are eight bytes, so nothing but the sketch is kept of a
+document, and unlike documents collide as seldom as by a hash of 64 bits. Keys are as good as random, so they are sorted
+by distribution: by their first bits, then by insertion.
 """
 
 from collections.abc import Iterable, Sequence
@@ -110,7 +111,7 @@ def _holds(keys_D: np.ndarray, places_U: np.ndarray, wanted_U: np.ndarray) -> np
 
 
 class Distinct:
-    """Sorted distinct numbers, merged as they come: a pair shows up in up to all bands, so lists of all would not fit."""
+    """Sorted distinct numbers, merged as they come: a pair shows up in up to all bands, too often to hold all."""
 
     def __init__(self) -> None:
         self._known, self._waiting = np.zeros(0, np.uint64), list[np.ndarray]()

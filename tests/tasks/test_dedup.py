@@ -39,11 +39,12 @@ TEXTS = [
 ]
 
 
-def corpus(folder: Path, *parts: list[str]) -> Corpus:
+def corpus(folder: Path, *parts: list[str], rows: int = 50) -> Corpus:
     folder.mkdir(parents=True)
     for number, texts in enumerate(parts):
-        rows = [{"id": f"{number}-{n}", "text": text, "source": "s"} for n, text in enumerate(texts)]
-        pq.write_table(pa.Table.from_pylist(rows, DOCUMENT), folder / f"part-{number:05d}.parquet", row_group_size=50)
+        documents = [{"id": f"{number}-{n}", "text": text, "source": "s"} for n, text in enumerate(texts)]
+        table = pa.Table.from_pylist(documents, DOCUMENT)
+        pq.write_table(table, folder / f"part-{number:05d}.parquet", row_group_size=rows)
     return Corpus(stage="filter", key=folder.name, digest=folder.name, path=folder)
 
 
@@ -107,11 +108,11 @@ def test_the_longest_stays_where_it_is_asked_for(tmp_path):
 
 
 @settings(max_examples=8, deadline=None)
-@given(cut=st.integers(1, len(TEXTS) - 1))
-def test_parts_give_what_one_part_gives(cut, tmp_path_factory):
+@given(cut=st.integers(1, len(TEXTS) - 1), group=st.integers(1, 100))
+def test_parts_and_row_groups_give_what_one_part_gives(cut, group, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     one, _ = run(folder / "out1", corpus(folder / "in1", TEXTS))
-    two, _ = run(folder / "out2", corpus(folder / "in2", TEXTS[:cut], TEXTS[cut:]))
+    two, _ = run(folder / "out2", corpus(folder / "in2", TEXTS[:cut], TEXTS[cut:], rows=group))
     assert [row["text"] for row in one] == [row["text"] for row in two]
 
 
@@ -143,6 +144,20 @@ def test_a_grown_corpus_builds_its_new_part_only_and_equals_a_run_over_all(tmp_p
     assert built == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     afresh, _ = run(tmp_path / "out", corpus(tmp_path / "3", TEXTS[:100], TEXTS[100:200], TEXTS[200:]))
     assert rows(grown.path) == afresh
+
+
+def test_many_refreshes_give_what_one_run_gives_though_runs_are_merged_on_the_way(tmp_path, monkeypatch):
+    """Refreshes of one and of two parts, and above three runs one for all."""
+    monkeypatch.setattr(likeness, "MOST_RUNS", 3)
+    merged, real = [], likeness._merge
+    monkeypatch.setattr(likeness, "_merge", lambda runs, *rest: merged.append(len(runs)) or real(runs, *rest))
+    parts = [TEXTS[at : at + 30] for at in range(0, len(TEXTS), 30)]
+    with using(Session(Store(tmp_path / "store"), Runtime(workers=1))):
+        for count in (1, 3, 4, 6, 7, 8, 10, 11, 12):
+            last = dedup(Dedup(max_drop_share=1), corpus(tmp_path / str(count), *parts[:count]))
+    assert len(merged) >= 2
+    whole = run(tmp_path / "out", corpus(tmp_path / "whole", *parts))
+    assert (rows(last.path), rows(last.path / "dropped")) == whole
 
 
 def test_behind_a_changed_part_all_are_judged_again_but_signed_only_once(tmp_path, monkeypatch):

@@ -46,7 +46,8 @@ def test_dropped_rows_tell_rule_number_and_excerpt_and_kept_rows_are_whole(tmp_p
     given = corpus(tmp_path / "in", [GOOD, SHORT], [GOOD + " Again."])
     kept, dropped, metrics = run(tmp_path, given)
     assert [(row["id"], row["url"]) for row in kept] == [("0-0", "u0"), ("1-0", "u0")]
-    assert dropped == [{"id": "0-1", "reason": "min_words", "score": 9.0, "detail": SHORT, "kept_id": None, "kept": None}]
+    told = {"id": "0-1", "reason": "min_words", "score": 9.0, "detail": SHORT, "kept_id": None, "kept": None}
+    assert dropped == [told]
     assert next(iter(metrics)) == "data/documents"
     expected = {"data/documents": 2, "data/dropped": 1, "data/dropped_share": 1 / 3, "data/dropped/min_words": 1}
     assert {name: metrics[name] for name in expected} == expected

@@ -1,6 +1,11 @@
 """Signatures: those of datasketch, and estimates near the true Jaccard similarity."""
 
+import os
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -87,3 +92,24 @@ def test_sketches_of_single_words_differ():
     rows = sketch(sign(column(*(f"w{n}" for n in range(1_000))), PERMUTATIONS, 5).signatures_DK)
     assert len({row.tobytes() for row in rows}) == 1_000
     assert max(float((rows[0] == row).mean()) for row in rows[1:]) < 0.05
+
+
+def test_a_changed_scanner_is_compiled_anew_inside_the_kernels_that_call_it(tmp_path):
+    """numba's own cache looks at the calling file alone: it went on with the old scanner."""
+    root, code = (
+        Path(__file__).parents[3],
+        (
+            "import pyarrow as pa; from tasks.text.minhash import permutations, sign;"
+            "print(sign(pa.chunked_array([['one two']]), permutations(16), 5).content_D)"
+        ),
+    )
+    for name in ("tasks", "gpt"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    scanner, seen = tmp_path / "tasks" / "text" / "scan.py", list[str]()
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    for text in (scanner.read_text(), scanner.read_text().replace("0xCBF29CE484222325", "0xCBF29CE484222327")):
+        scanner.write_text(text)
+        ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, check=True)
+        seen.append(ran.stdout.decode())
+    assert seen[0] != seen[1]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
