@@ -27,7 +27,7 @@ from tasks.text.scan import plain
 from tasks.workers import spread
 
 SIGNATURES, ABOUT, IDS, PAIRS = "signatures.npy", "about.npy", "ids.parquet", "pairs.npy"
-MOST_RUNS, PAIRS_AT_ONCE, IDS_AT_ONCE = 16, 1 << 20, 1 << 15
+MOST_RUNS, PAIRS_AT_ONCE, IDS_AT_ONCE = 16, 1 << 16, 1 << 15
 NAMES = pa.schema({"id": pa.string(), "excerpt": pa.string()})
 
 
@@ -181,16 +181,16 @@ def _link(old: list[Run], new: list[Run], bands: int, folder: Path) -> Facts:
     found, several = runs.Distinct(), len(new) > 1
     with runs.BandFile(folder, bands if several else 0, sum(run.count for run in new)) as file:
         for _, (run, pairs_P) in progress(spread(partial(_pairs, old, new), range(bands)), "bands", bands):
-            if several:
+            if run:
                 file.append(*run)
             found.add(pairs_P)
     np.save(folder / PAIRS, found.all())
     return {}
 
 
-def _pairs(old: list[Run], new: list[Run], band: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+def _pairs(old: list[Run], new: list[Run], band: int) -> tuple[tuple[np.ndarray, np.ndarray] | None, np.ndarray]:
     run = runs.merged(new, band)
-    return run, runs.pairs(old, *run, new[0].first, band)
+    return run if len(new) > 1 else None, runs.pairs(old, *run, new[0].first, band)
 
 
 def _merge(singles: list[Run], bands: int, folder: Path) -> Facts:

@@ -92,12 +92,14 @@ def pairs(old: Sequence[Run], keys_D: np.ndarray, docs_D: np.ndarray, first: int
 
     In: runs of all documents before, and one band of a run whose ordinals count from `first`. Out: ordinals of it all.
     """
-    starts_U = np.flatnonzero(np.append(True, keys_D[1:] != keys_D[:-1])[: len(keys_D)])
-    ends_U = np.append(starts_U[1:], len(keys_D))[: len(starts_U)]
+    followed_D = np.append(keys_D[1:] == keys_D[:-1], False)[: len(keys_D)]
+    follows_D = np.append(False, followed_D[:-1])[: len(keys_D)]
+    starts_U = np.flatnonzero(~follows_D if old else ~follows_D & followed_D)  # of most keys there is only one
+    ends_U = np.flatnonzero(~followed_D if old else follows_D & ~followed_D) + 1
     indices = [run.band(band) for run in old]
     places = [np.searchsorted(keys, keys_D[starts_U]) for keys, _ in indices]
     known = [_holds(keys, at, keys_D[starts_U]) for (keys, _), at in zip(indices, places, strict=True)]
-    shared = np.flatnonzero(np.any([ends_U - starts_U > 1, *known], axis=0))  # of most keys there is only one
+    shared = np.flatnonzero(np.any([ends_U - starts_U > 1, *known], axis=0))
     seen_UR, counts_U = np.zeros((len(shared), REPRESENTATIVES), np.uint32), np.zeros(len(shared), np.int64)
     for run, (keys, docs), at in zip(old, indices, places, strict=True):
         gather(keys, docs, np.uint32(run.first), keys_D[starts_U[shared]], at[shared], seen_UR, counts_U)
