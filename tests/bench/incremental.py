@@ -58,7 +58,7 @@ def sign_old(
         for start in range(len(known), count, 100_000):
             file.write(DRAW.integers(0, 256, (min(100_000, count - start), width), np.uint8).data)
     np.save(folder / ABOUT, DRAW.integers(0, 2**63, (count, 2), np.uint64))
-    ids = pa.table({"id": pa.array([f"old-{n}" for n in range(count)])})
+    ids = pa.table([pa.array([f"old-{n}" for n in range(count)]), pa.array(["excerpt"] * count)], likeness.NAMES)
     pq.write_table(ids, folder / IDS, IDS_AT_ONCE, use_dictionary=False, compression="zstd")
     runs.write_run(folder, folder / SIGNATURES, number, rows)
     return {"documents": count}
