@@ -50,7 +50,7 @@ def effects(session: Session) -> None:
         echo(f"  {stage}: {result.metrics['data/dropped']:,.0f} documents removed, for example")
         for row in list({row["reason"]: row for row in report(result.path, "examples.json")}.values())[:3]:
             echo(f"    {row['reason']:<15} {brief(row['detail'])}")
-            if "kept" in row:
+            if row["kept"]:
                 echo(f"    {'  kept':<15} {brief(row['kept'])}")
     for line in standings(report(session.results["evaluate"].path, "scores.json")):
         echo(f"  {line}")

@@ -43,7 +43,7 @@ BYTES_PER_TOKEN = {"bpe": 3.4, "gpt2": 3.2, "cl100k_base": 3.9, "o200k_base": 3.
 VOCABULARY = {"gpt2": 50_261, "cl100k_base": 100_281, "o200k_base": 200_023, "characters": 400}
 PACKED = 4
 """Bytes of JSON lines by those of their .gz or .zst, roughly."""
-PER_MB_S = {"ingest": 0.7, "filter": 0.15, "dedup": 0.2, "tokenizer": 0.15, "shard": 0.07}
+PER_MB_S = {"ingest": 0.7, "filter": 0.15, "dedup": 0.15, "tokenizer": 0.15, "shard": 0.07}
 """Seconds a MB of source text, on two cores, as measured on the demo's 8 MB, processes' start included."""
 LOGITS_BYTES = 3 * 2**31
 """A part of the logits, their slopes, and room to work on a GPU (gpt/crossentropy.py)."""

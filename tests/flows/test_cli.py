@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +70,22 @@ def test_a_conversation_ends_with_an_empty_line(gptloom, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
     said = gptloom("chat", "rl", "--temperature", "0")
     assert said.count("model> ") == 2
+
+
+def test_the_demo_tells_what_went_and_what_was_kept_in_its_place(store, tmp_path, capsys):
+    from flows.demo import effects
+
+    rows = [
+        {"reason": "min_words", "detail": "too\nshort", "kept": None},
+        {"reason": "near", "detail": "b", "kept": "a"},
+    ]
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "examples.json").write_text(json.dumps(rows))
+    removed = SimpleNamespace(path=str(tmp_path), metrics={"data/dropped": 2.0})
+    scores = SimpleNamespace(path=str(store.find("evaluate")[0]))
+    effects(SimpleNamespace(results={"filter": removed, "dedup": removed, "evaluate": scores}))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "dedup: 2 documents removed, for example min_words too short near b kept a base" in told
 
 
 def test_the_demo_shows_every_model_on_every_measure(store):
