@@ -84,8 +84,8 @@ def test_the_demo_tells_what_went_and_what_was_kept_in_its_place(store, tmp_path
     removed = SimpleNamespace(path=str(tmp_path), metrics={"data/dropped": 2.0})
     scores = SimpleNamespace(path=str(store.find("evaluate")[0]))
     effects(SimpleNamespace(results={"filter": removed, "dedup": removed, "evaluate": scores}))
-    told = " ".join(capsys.readouterr().out.split())
-    assert "dedup: 2 documents removed, for example min_words too short near b kept a base" in told
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dedup: 2 documents removed, for example min_words too short near b kept a base" in said
 
 
 def test_the_demo_shows_every_model_on_every_measure(store):
