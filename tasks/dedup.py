@@ -42,7 +42,7 @@ class Dedup(Sieve):
     """Permutations: 256 estimate a similarity of 0.7 with a standard deviation of 0.029."""
     policy: Literal["greedy", "components"] = "greedy"
     """greedy: who is like one that stays goes. components: of all that hang together by pairs only one stays."""
-    prefer: Literal["earliest", "longest"] = "earliest"
+    prefer: Literal["earliest", "longest"] = Field("earliest", title="Which stays")  # a stage is called prefer too
     """Which of two stays. With longest, as with components, every refresh judges the whole corpus again."""
 
 

@@ -212,7 +212,7 @@ def injected(texts: list[str], draw: random.Random) -> list[tuple[str, str, int]
 
 def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes (S,) of each document's different 5-grams, of all its words where there are fewer; where each ends."""
-    lower = pc.utf8_lower(pa.array(texts, pa.large_string())).to_pylist()  # ty: ignore[unresolved-attribute]
+    lower = pc.utf8_lower(pc.replace_substring(pa.array(texts, pa.large_string()), "ς", "σ")).to_pylist()  # ty: ignore[unresolved-attribute]
     number, found = dict[str, int](), list[np.ndarray]()
     mix = np.random.default_rng(0).integers(1 << 64, size=NGRAM, dtype=np.uint64) | np.uint64(1)
     for text in lower:

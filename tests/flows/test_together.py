@@ -40,7 +40,7 @@ def test_two_pipelines_and_three_reruns_at_once_build_each_key_once(stack, prefe
     again = recipe | {"pretrain": recipe["pretrain"] | {"seed": 2}, "name": "two"}
     runs = [prefect.start("pipeline", recipe=again) for _ in range(2)]
     for stage in ("pretrain", "sft", "dedup"):
-        changes = {"seed": 2} if stage != "dedup" else {"threshold": 0.7}
+        changes = {"seed": 2} if stage != "dedup" else {"threshold": 0.8}
         runs.append(prefect.start(stage, recipe=str(tiny_recipe), changes=changes))
     together = 0
     while any(prefect.state(run)["type"] not in prefect.ENDS for run in runs):
