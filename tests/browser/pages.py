@@ -25,6 +25,7 @@ def submit(page) -> str:
     """Press Submit and open the run that it made; returns its id."""
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(re.compile(r"tab=Runs"))
+    page.reload()  # the list may have been asked for before the run was in it, and asks again only much later
     page.locator("a[href*='/runs/flow-run/']").first.click()
     page.wait_for_url(re.compile(r"/runs/flow-run/"))
     return re.search(r"flow-run/([0-9a-f-]{36})", page.url)[1]

@@ -60,11 +60,11 @@ def test_the_pipeline_starts_from_its_form_and_one_stage_again_with_a_changed_fi
     made = next(line.split()[3] for line in told.splitlines() if line.startswith("export"))
     form(page, prefect, "dedup")
     fill(page, "recipe", made)
-    fill(page, "changes > Threshold", 0.7)
+    fill(page, "changes > Threshold", 0.8)
     run = submit(page)
     assert prefect.finished(run) == "Completed"
     told = artifact(page, "summary")
-    assert "dedup.threshold=0.7" in told
+    assert "dedup.threshold=0.8" in told
     keys = {word.strip("`.,") for word in told.split() if word.strip("`").startswith("dedup:")}
     assert len(keys) == 2, f"the key before and the changed one: {told}"
 
