@@ -11,7 +11,7 @@ from typing import Any
 
 from typer import echo
 
-from flows.cli import table
+from flows.commands.common import table
 from flows.servers import connect, up
 from tasks.stage import Session
 from tasks.store import Store

@@ -140,7 +140,7 @@ def test_a_store_in_which_nothing_can_be_written_is_one_line(run, tmp_path, monk
     def refused(dir):  # noqa: A002
         raise PermissionError(13, "Permission denied", dir)
 
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refused)  # a mode of the folder would not stop root
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)  # a mode of the folder would not stop root
     code, line, _ = run("run", "demo", "--store", tmp_path)
     assert (code, line) == (2, f"error: --store {tmp_path}: Permission denied; name a folder of your own")
 
