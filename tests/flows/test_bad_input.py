@@ -4,6 +4,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -137,10 +138,13 @@ def test_a_bad_switch_is_one_line(arguments, word, run):
 
 
 def test_a_store_in_which_nothing_can_be_written_is_one_line(run, tmp_path, monkeypatch):
-    def refused(dir):  # noqa: A002
-        raise PermissionError(13, "Permission denied", dir)
+    def file(dir):  # noqa: A002
+        if dir == tmp_path:
+            raise PermissionError(13, "Permission denied", dir)
+        return opened(dir=dir)
 
-    monkeypatch.setattr("tempfile.TemporaryFile", refused)  # a mode of the folder would not stop root
+    opened = tempfile.TemporaryFile
+    monkeypatch.setattr("tempfile.TemporaryFile", file)  # a mode of the folder would not stop root
     code, line, _ = run("run", "demo", "--store", tmp_path)
     assert (code, line) == (2, f"error: --store {tmp_path}: Permission denied; name a folder of your own")
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tasks.text.minhash import BLOCK, bands, permutations, sign, sketch
 from tasks.text.runs import estimate
+from tasks.text.scan import word_hash
 from tests.tasks.text.twins import shingles
 
 PERMUTATIONS = permutations(256)
@@ -113,3 +114,12 @@ def test_a_changed_scanner_is_compiled_anew_inside_the_kernels_that_call_it(tmp_
         seen.append(ran.stdout.decode())
     assert seen[0] != seen[1]
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_kernels_run_where_their_cache_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
+    code = "from tasks.text.scan import word_hash; print(word_hash('one'))"
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert int(ran.stdout) == word_hash("one")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "the folder for now is gone"
