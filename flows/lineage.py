@@ -5,6 +5,7 @@ the store. A run names its inputs and outputs in tags, so one search for a pipel
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from flows.servers import tracking
 from gpt.errors import UserError
 from tasks.courier import makers
 from tasks.lineage import EARLIER, Tree, grown, leaf, name, page
+from tasks.notes import NAME
 from tasks.store import Store
 
 
@@ -96,7 +98,20 @@ def registered(ref: str, uri: str) -> tuple[Any, Any]:
 def logged_model(ref: str, uri: str) -> tuple[Any, Any]:
     """(client, external model) of a registered one."""
     client, version = registered(ref, uri)
-    return client, client.get_logged_model(str(version.source).removeprefix("models:/"))
+    return client, release(client, version)
+
+
+def release(client: Any, version: Any) -> Any:
+    """The external model of a version; UserError for one that no stage has made."""
+    from mlflow import MlflowException
+
+    source = str(version.source)
+    with suppress(MlflowException):
+        model = client.get_logged_model(source.removeprefix("models:/")) if source.startswith("models:/") else None
+        if model and "artifact.key" in model.tags:
+            return model
+    what = f"models:/{version.name}/{version.version} was not registered by gptloom: its source is {source}"
+    raise UserError(f"{what}; name a version that `export` made, as models:/{NAME}@challenger")
 
 
 def name_of(model: Any) -> str:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows.lineage import Walk, name_of, registered
+from flows.lineage import Walk, name_of, registered, release
 from tasks.measures import LOWER_IS_BETTER, PORTS, TAKEN_ON
 from tasks.notes import NAME
 
@@ -185,14 +185,14 @@ def unlike(new: Exam, old: Exam) -> str:
 
 def exams(client: Any, version: Any) -> list[Exam]:
     """Every evaluation of a version's model, the one of its own release first; UserError where there is none."""
-    release = client.get_logged_model(str(version.source).removeprefix("models:/"))
-    walk = Walk(client, release.experiment_id)
-    made = inputs(walk.run(name_of(release), release.tags["artifact.digest"]))
+    model = release(client, version)
+    walk = Walk(client, model.experiment_id)
+    made = inputs(walk.run(name_of(model), model.tags["artifact.digest"]))
     own = walk.run(*made["scores"].split("@"))
-    stage, model = made["model"].partition(":")[0], made["model"].rpartition("@")[2]
+    stage, content = made["model"].partition(":")[0], made["model"].rpartition("@")[2]
     port = {"pretrain": "base"}.get(stage, stage)
-    query = f"tags.stage = 'evaluate' AND tags.`artifact.in.{port}` LIKE '%@{model}'"
-    found = client.search_runs([release.experiment_id], query, order_by=["attributes.start_time DESC"])
+    query = f"tags.stage = 'evaluate' AND tags.`artifact.in.{port}` LIKE '%@{content}'"
+    found = client.search_runs([model.experiment_id], query, order_by=["attributes.start_time DESC"])
     finished = [run for run in found if run.data.tags.get("cache") in ("hit", "miss")]
     return [exam(client, version.version, port, run) for run in (own, *finished)]
 

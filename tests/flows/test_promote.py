@@ -9,6 +9,7 @@ import time
 import pytest
 
 from flows import cli, servers
+from flows.lineage import logged_model
 from flows.promote import BETTER, WORSE, beats, clearly, promote
 from flows.settings import Settings
 from gpt.errors import UserError
@@ -210,6 +211,17 @@ def test_only_what_was_asked_the_same_is_compared_and_it_says_what_to_run(server
 def test_no_such_model_is_one_clear_line(server, registry):
     with pytest.raises(UserError, match="models:/gptloom@nobody: no such registered model, alias or version"):
         promote("models:/gptloom@nobody", server)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_model_registered_by_other_means_is_one_clear_line(server, registry, logged):
+    registry.create_registered_model("gptloom")
+    model = registry.create_logged_model("0").model_id if logged else None
+    registry.create_model_version("gptloom", f"models:/{model}" if logged else "s3://bucket/model", model_id=model)
+    for ask in (promote, logged_model):
+        with pytest.raises(UserError, match="models:/gptloom/1 was not registered by gptloom"):
+            ask("models:/gptloom/1", server)
 
 
 @pytest.mark.parametrize(
