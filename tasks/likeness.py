@@ -153,8 +153,9 @@ def _signs(permutations_2K: np.ndarray, ngram: int, group: Group) -> tuple[np.nd
 def _sign(path: Path, ngram: int, num_perm: int, bands: int, rows: int, folder: Path) -> Facts:
     """Signatures, contents, ids and the run of a part, a row group in memory at a time."""
     count, about, waiting = pq.read_metadata(path).num_rows, [np.zeros((0, 2), np.uint64)], list[pa.Table]()
-    signs, how = partial(_signs, permutations(num_perm), ngram), {"compression": "zstd", "write_page_checksum": True}
-    with open(folder / SIGNATURES, "wb") as file, pq.ParquetWriter(folder / IDS, NAMES, **how) as writer:
+    signs, ids = partial(_signs, permutations(num_perm), ngram), partial(pq.ParquetWriter, folder / IDS, NAMES)
+    how = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": False}
+    with open(folder / SIGNATURES, "wb") as file, ids(**how) as writer:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, num_perm)}
         np.lib.format.write_array_header_2_0(file, header)
         for _, (sketches_DK, about_D2, names) in progress(spread(signs, groups(path)), "row groups"):

