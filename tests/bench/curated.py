@@ -128,7 +128,7 @@ FOOTS = [f"Copyright of the collection {n}. All rights reserved. Terms of use, p
 
 def edited(text: str, jaccard: float, donor: str, draw: random.Random) -> str:
     """Words replaced by another document's, left out or joined by one, as often as leaves about this similarity."""
-    others, lost = WORD.findall(donor), 1 - (2 * jaccard / (1 + jaccard)) ** (1 / NGRAM)
+    others, lost = WORD.findall(donor) or [""], 1 - (2 * jaccard / (1 + jaccard)) ** (1 / NGRAM)
 
     def edit(match: re.Match) -> str:
         if draw.random() >= lost:
