@@ -71,12 +71,12 @@ def spans(texts: Texts, kinds: Collection[str] = KINDS) -> list[Span]:
     size = len(texts.data) // 2 + 2  # no two candidates begin at the same byte or the next
     kinds_C, starts_C, stops_C = np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.int64)
     eights = texts.data[: len(texts.data) // 8 * 8].view(np.uint64)
-    count = _candidates(texts.data, eights, texts.ends_D1, ATOMS, kinds_C, starts_C, stops_C)
+    wanted = np.isin(KINDS, [*kinds])
+    count = _candidates(texts.data, eights, texts.ends_D1, ATOMS, wanted, kinds_C, starts_C, stops_C)
     kinds_C, starts_C, stops_C = (column[:count] for column in (kinds_C, starts_C, stops_C))
-    exact_C = (kinds_C == EMAIL) & (stops_C > 0) & ("email" in kinds)
+    exact_C = (kinds_C == EMAIL) & (stops_C > 0)
     found = [*map(Span, starts_C[exact_C].tolist(), stops_C[exact_C].tolist(), repeat(EMAIL))]
-    rest_C = np.isin(kinds_C, [KINDS.index(kind) for kind in kinds]) & ~exact_C
-    order = np.flatnonzero(rest_C)[np.argsort(kinds_C[rest_C], kind="stable")]
+    order = np.flatnonzero(~exact_C)[np.argsort(kinds_C[~exact_C], kind="stable")]
     begins = texts.ends_D1[np.searchsorted(texts.ends_D1, starts_C[order], "right") - 1].tolist()
     columns = (column[order].tolist() for column in (kinds_C, starts_C, stops_C))
     data, free = texts.data.data, 0
@@ -174,8 +174,8 @@ def _digit(c):
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def _candidates(data, eights, ends_D1, atoms, kinds_C, starts_C, stops_C):
-    """Where each kind may stand; returns how many there are."""
+def _candidates(data, eights, ends_D1, atoms, wanted, kinds_C, starts_C, stops_C):
+    """Where each kind that is wanted may stand; returns how many such places there are."""
     n = 0
     for d in range(ends_D1.shape[0] - 1):
         begin, end = ends_D1[d], ends_D1[d + 1]
@@ -185,12 +185,12 @@ def _candidates(data, eights, ends_D1, atoms, kinds_C, starts_C, stops_C):
                 i += 8
                 continue
             c = data[uint64(i)]
-            if c == 64:
+            if c == 64 and wanted[EMAIL]:
                 before = n
                 n = _email(data, i, begin, end, atoms, n, free, shaky, kinds_C, starts_C, stops_C)
                 free, shaky = (max(free, stops_C[n - 1]), max(shaky, -stops_C[n - 1])) if n > before else (free, shaky)
             elif 48 <= c <= 57:
-                n = _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C)
+                n = _number(data, i, begin, end, atoms, wanted, n, kinds_C, starts_C, stops_C)
                 while i + 1 < end and _digit(data[uint64(i + 1)]):
                     i += 1
             i += 1
@@ -252,7 +252,7 @@ def _domain(data, i, end, atoms):
 
 
 @njit(inline="always")
-def _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
+def _number(data, i, begin, end, atoms, wanted, n, kinds_C, starts_C, stops_C):
     """What begins with the digit here, the first one of a group; most groups are soon done with."""
     before, first, stop, dots = _at(data, i - 1, begin, end), data[uint64(i)], i + 1, 0
     while stop < end and _digit(data[uint64(stop)]):
@@ -262,20 +262,20 @@ def _number(data, i, begin, end, atoms, n, kinds_C, starts_C, stops_C):
     phone = before == 43 or group == 9 or (first == 48 and group >= 4)
     if first >= 54 and group in (2, 3) and after in (32, 45, 46):
         phone = True
-    if phone and _free(data, i, begin, end, atoms):
+    if phone and wanted[PHONE] and _free(data, i, begin, end, atoms):
         far = _phone(data, i, begin, end)
         if far:
             n = _put(PHONE, i - (before == 43), min(end, far + 2), n, kinds_C, starts_C, stops_C)
-    if group >= 2 and 65 <= before <= 90 and 65 <= _at(data, i - 2, begin, end) <= 90:
+    if wanted[IBAN] and group >= 2 and 65 <= before <= 90 and 65 <= _at(data, i - 2, begin, end) <= 90:
         n = _put(IBAN, i - 2, min(end, i + 44), n, kinds_C, starts_C, stops_C)
     while after == 46 and _digit(_at(data, stop + 1, begin, end)):
         dots, stop = dots + 1, stop + 2
         while stop < end and _digit(data[uint64(stop)]):
             stop += 1
         after = _at(data, stop, begin, end)
-    if dots >= 3 and not (before == 46 and _digit(_at(data, i - 2, begin, end))):  # else it was seen already
+    if wanted[IP] and dots >= 3 and not (before == 46 and _digit(_at(data, i - 2, begin, end))):  # else seen
         n = _put(IP, i, stop, n, kinds_C, starts_C, stops_C)
-    if (group == 7 or stop - i - dots == 8) and (after == 45 or atoms[after] & 2):
+    if wanted[DNI] and (group == 7 or stop - i - dots == 8) and (after == 45 or atoms[after] & 2):
         lead = 1 if 88 <= before <= 90 else 2 if 88 <= _at(data, i - 2, begin, end) <= 90 else 0  # X to Z
         n = _put(DNI, i - lead * (group == 7), min(end, stop + 4), n, kinds_C, starts_C, stops_C)
     return n

@@ -109,18 +109,13 @@ def same_texts(ours: list[str], theirs: list[str]) -> None:
         print(f"  ours {a[max(0, at - 30) : at + 40]!r}\n  datatrove {b[max(0, at - 30) : at + 40]!r}")
 
 
-def warm() -> None:
+def warm(what: str) -> None:
     """Imports, and the kernels from numba's cache: start-up."""
-    import numpy as np
     import pyarrow as pa
 
-    import tasks.text.study
-    from tasks.text.quality import counted
-    from tasks.text.scan import lowered
+    from tasks.columns import strings
 
-    column = pa.chunked_array([["some text"]])
-    counted(lowered(column), np.zeros(0, np.uint64))
-    tasks.text.study.pii.spans(tasks.text.study.plain(column))
+    globals()[f"ours_{what}"]([pa.chunked_array([strings(["some text"])])])
 
 
 # -- one side, in a process of its own --------------------------------------------------------------------------------
@@ -185,7 +180,7 @@ def work(side: str, what: str, file: Path, out: Path, tell: bool) -> None:
     """Do it, and write the CPU seconds of the work alone, beside the result where that is to be told."""
     if side == "ours":
         sys.path.insert(0, str(Path(__file__).parents[2]))
-        warm()
+        warm(what)
     else:
         import datatrove.pipeline.filters  # noqa: F401
     texts = globals()[f"{side}_read"](file)
