@@ -7,7 +7,7 @@ Kernels release the GIL and are compiled once a machine. tests/tasks/text/twins.
 """
 
 import unicodedata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -56,12 +56,19 @@ def lowered(column: pa.ChunkedArray) -> Texts:
 
 
 def plain(column: pa.ChunkedArray) -> Texts:
-    """A column of strings as it is, without a copy where it is one chunk of large strings."""
-    array = column.cast(pa.large_string()).combine_chunks()
-    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    """A column of strings as it is, without a copy of the text where it is one chunk."""
+    chunks = column.cast(pa.large_string())
+    alone = chunks.num_chunks == 1 and len(chunks) > 0  # combine_chunks copies even one chunk; none may have no ends
+    array = chunks.chunk(0) if alone else chunks.combine_chunks()
     _, offsets, data = array.buffers()
-    ends = np.frombuffer(offsets, np.int64, len(array) + 1, 8 * array.offset)
-    return Texts(np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8), ends)
+    return Texts(_seen(data or b"", np.uint8), _seen(offsets, np.int64, len(array) + 1, 8 * array.offset))
+
+
+def _seen(buffer: pa.Buffer | bytes, *how: Any) -> np.ndarray:
+    """A buffer's numbers, never to be written: some buffers may be, and numba compiles each kernel for both kinds."""
+    numbers = np.frombuffer(buffer, *how)
+    numbers.flags.writeable = False
+    return numbers
 
 
 @njit(inline="always")
