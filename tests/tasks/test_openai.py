@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import requests
 
-from flows.vocabularies import fetch
+from flows.commands.tokenizer import fetch
 from gpt.errors import UserError
 from tasks import openai
 
