@@ -54,7 +54,7 @@ def save(root: Path, training: Training, keep: int, every: int = 1) -> None:
     """Add the checkpoint of the state's step to the folder `root`; of those every so many steps leave `keep`."""
     failpoint("checkpoint: begin")
     parts = {"model": training.model.state_dict(), "optimizer": training.moments()}
-    whole = {name: _whole(tensors) for name, tensors in parts.items()} | {"rng": _random()}
+    whole = {name: _whole(tensors) for name, tensors in parts.items()} | {"rng": random()}
     if dist.lead():
         _write(root, training, whole)
         there = sorted(root.glob("step-*"))
@@ -91,13 +91,22 @@ def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _random() -> dict[str, Tensor]:
-    """Every rank's random numbers; the first's under the plain name."""
+def random() -> dict[str, Tensor]:
+    """Every rank's state of torch's random numbers; the first's under the plain name."""
     states = {"cpu": torch.get_rng_state()} | (
         {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     )
     every = {name: dist.gathered(state) for name, state in states.items()}
     return {f"{name}/{n}" if n else name: state for name, each in every.items() for n, state in enumerate(each)}
+
+
+def set_random(states: dict[str, Tensor]) -> None:
+    """Go on from what `random` gave; a rank that there was not goes on with the numbers of its seed."""
+    mine = f"/{dist.rank()}" if dist.rank() else ""
+    if f"cpu{mine}" in states:
+        torch.set_rng_state(states[f"cpu{mine}"])
+    if f"cuda{mine}" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"cuda{mine}"])
 
 
 def newest(root: Path, every: int = 1) -> Path | None:
@@ -132,11 +141,7 @@ def restore(folder: Path, training: Training) -> None:
             owner, slot = name.rsplit("/", 1)
             parameter = parameters[owner]
             owners[parameter].state[parameter][slot] = dist.placed(value, parameter)
-    random, mine = load_file(folder / "rng.safetensors"), f"/{dist.rank()}" if dist.rank() else ""
-    if f"cpu{mine}" in random:  # a rank that there was not goes on with the numbers of its seed
-        torch.set_rng_state(random[f"cpu{mine}"])
-    if f"cuda{mine}" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random[f"cuda{mine}"])
+    set_random(load_file(folder / "rng.safetensors"))
     training.state.update(state)
 
 

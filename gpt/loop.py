@@ -45,14 +45,21 @@ TASKS: dict[
 }
 
 
-def train(run: dict[str, Any], stop: Event) -> bool:
-    """Train until the last step, or until `stop`; True when finished. UserError says what the user can mend."""
+class Stopped(Exception):
+    """Told to stop in the midst of a step, which then has not happened."""
+
+
+def train(run: dict[str, Any], stop: Event, begun: Callable[[], object] = lambda: None) -> bool:
+    """Train until the last step, or until `stop`; True when finished. UserError says what the user can mend.
+
+    `begun` is called after the first step: from then on there is something to lose.
+    """
     out = Path(run["out"])
     torch.set_num_threads(run["threads"])
     with dist.together(pick_device(run["device"])) as device:
         if not (out / "state.json").exists():
             trainer = Trainer(run, device)
-            if not trainer.run(stop):
+            if not trainer.run(stop, begun):
                 return False
             if dist.lead():
                 checkpoint.publish(trainer.checkpoints / f"step-{trainer.config.steps:08d}", trainer.tokenizer, out)
@@ -105,15 +112,33 @@ class Trainer:
         step = dist.total(int(found.name[5:]) if found else 0)
         return self.checkpoints / f"step-{step:08d}" if step else None
 
-    def run(self, stop: Event) -> bool:
+    def run(self, stop: Event, begun: Callable[[], object]) -> bool:
         """Steps until the last (True) or until `stop` (False); either way the last good step is in a checkpoint."""
-        c = self.config
+        if dist.world() == 1:  # several ranks can only stop together, after a step
+            self.model.wte.register_forward_pre_hook(lambda *_: self._heed(stop))  # with it every pass begins
+        try:
+            return self._steps(stop, begun)
+        except Stopped:
+            step = self.state["step"]
+            if step and not self.guard.in_a_row and not (self.checkpoints / f"step-{step:08d}").exists():
+                self._save(needed=True)
+            return False
+
+    def _heed(self, stop: Event) -> None:
+        """A step of many micro-batches can take minutes; a measurement is let end, for its point would be missing."""
+        if stop.is_set() and (self.model.training or self.state["step"] == 0):
+            raise Stopped
+
+    def _steps(self, stop: Event, begun: Callable[[], object]) -> bool:
+        c, first = self.config, self.state["step"] + 1
         self.report.begin(self.device, self.damaged)
         while (step := self.state["step"] + 1) <= c.steps:
             numbers, last = self._update(step), step == c.steps
             if (step % IN_A_ROW == 0 or last) and self.guard.stuck():
                 self._rewind(step)
                 continue
+            if step == first:
+                begun()
             self.report.step(step, numbers)
             if c.sample_every and step % c.sample_every == 0:
                 self._sample(step)
@@ -130,7 +155,12 @@ class Trainer:
         for group in groups(self.optimizers):
             group["lr"] = group["peak"] * course(step - 1, self.config)
         self.model.train()
-        loss, targets, numbers = self.objective.backward(step - 1 + self.state["detour"])
+        random = checkpoint.random() if dist.world() == 1 else {}
+        try:
+            loss, targets, numbers = self.objective.backward(step - 1 + self.state["detour"])
+        except Stopped:
+            checkpoint.set_random(random)
+            raise
         norm = dist.plain(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf))
         skip = self.guard.judge(loss, norm)
         with self.report.watch(step):

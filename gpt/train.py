@@ -2,8 +2,8 @@
 
 In: run.json with task, out, lock, data, tokenizer, init, vocab_size, model, train, device and threads.
 On several GPUs or machines: `torchrun --nproc-per-node 8 -m gpt.train run.json` (docs/scaling.md).
-Out: a Checkpoint folder in `out`, progress on stdout. Exit 0: finished. 143: stopped by SIGTERM or SIGINT after a
-checkpoint; the same command goes on from there. 2: one line `error: ...` that says what to mend.
+Out: a Checkpoint folder in `out`, progress on stdout. Exit 0: finished. 143: stopped by SIGTERM or SIGINT, with a
+checkpoint where a step was done; the same command goes on from there. 2: one line `error: ...` that says what to mend.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,22 +23,31 @@ from gpt.errors import UserError
 
 
 def main() -> int:
-    """Install handlers, take the lock, then import torch: a signal in its seconds of import must not kill us."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    """Install handlers, take the lock, then import torch.
+
+    Until the first step is done, which may compile for half a minute, there is nothing to lose: a signal ends us at
+    once. From then on, and of several ranks always, it means a checkpoint first.
+    """
+    stop, rank = threading.Event(), os.environ.get("RANK")
+    on_signal((lambda *_: os._exit(143)) if rank is None else lambda *_: stop.set())
     try:
-        run, rank = json.loads(Path(sys.argv[1]).read_text()), os.environ.get("RANK")
+        run = json.loads(Path(sys.argv[1]).read_text())
         if rank is not None and sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives its torchrun
         if rank in (None, "0"):
             hold(Path(run["lock"]), stop)
         from gpt.loop import train
 
-        return 0 if train(run, stop) else 143
+        return 0 if train(run, stop, begun=lambda: on_signal(lambda *_: stop.set())) else 143
     except (UserError, OSError, SafetensorError) as error:  # the last: disk full
         print(f"error: {error}", flush=True, file=sys.stderr)
         return 2
+
+
+def on_signal(do: Callable[..., object]) -> None:
+    """What SIGTERM and SIGINT mean from here on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, do)
 
 
 def hold(lock: Path, stop: threading.Event, wait_s: float = 60.0) -> None:

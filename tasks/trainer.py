@@ -27,7 +27,7 @@ from tasks.artifacts import Config, Metrics
 from tasks.curve import draw
 from tasks.runtime import runtime, say
 
-GRACE_S = 15.0
+GRACE_S = 12.0
 """What a child has to save a checkpoint when its stage ends early."""
 RESTARTS = 3
 """Times that torchrun starts its ranks again, from the last checkpoint, when one of them dies."""

@@ -98,7 +98,7 @@ def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(service
     page.reload()
     page.get_by_role("button", name="Cancel").click()
     page.get_by_role("button", name="Confirm").click()
-    _, left = psutil.wait_procs(psutil.Process(services["worker"].pid).children(recursive=True), 60)
+    _, left = psutil.wait_procs(psutil.Process(services["worker"].pid).children(recursive=True), 15)
     assert not left, "the flow, its trainer and their helpers"
     assert prefect.finished(run, 60) == "Cancelled"
 

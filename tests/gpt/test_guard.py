@@ -43,13 +43,17 @@ def weights(run):
 @pytest.fixture
 def faults(monkeypatch):
     """`faults(at, kind)`: the batches of these numbers (from 0) do harm, a `nan` or a loss that jumps; `stop` is set
-    while batch `stop_at` is learned from, once."""
+    when batch `stop_at` has been learned from, once."""
     plan, learn = SimpleNamespace(at={}, stop=Event(), stop_at=None), NextToken.backward
 
     def backward(objective, number):
+        found = harmed(objective, number)
         if number == plan.stop_at:
             plan.stop.set()
             plan.stop_at = None
+        return found
+
+    def harmed(objective, number):
         if plan.at.get(number) == "jump":  # a poisoned batch: what should come next was shuffled
             clean, dice = objective.data.batch, torch.Generator().manual_seed(number)
             objective.data.batch = lambda *a: shuffled(clean(*a), dice)

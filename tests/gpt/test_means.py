@@ -38,8 +38,7 @@ def test_a_micro_batch_divides_the_batch_and_is_never_0_and_less_memory_never_ma
 
 def test_what_was_settled_when_a_run_began_is_kept_whatever_memory_is_free_later(make_run, monkeypatch, capsys):
     run, stop = make_run(), Event()
-    stop.set()
-    assert not train(run, stop)
+    assert not train(run, stop, begun=stop.set)
     settled = Path(run["out"]) / "logs" / "numerics.json"
     before = json.loads(settled.read_text())
     assert before["micro_batch"] == 4, "the whole batch fits"

@@ -185,8 +185,8 @@ def test_after_20_kills_and_20_signals_at_any_time_the_same_bits_come_out(make_r
         for step, values in journal(again["out"]).items():
             assert values == steps[step], f"step {step} after {len(codes)} runs"
         if codes[-1] == 143:
-            newest = max(Path(again["out"]).glob("checkpoints/step-*"))
-            assert int(newest.name[5:]) <= runner.journalled + 1, "one step more than there were, at most"
+            newest = max(Path(again["out"]).glob("checkpoints/step-*"), default=None)  # none before the first step
+            assert not newest or int(newest.name[5:]) <= runner.journalled + 1, "one step more than there were, at most"
         if codes[-1] == 0:
             assert payload(again["out"]) == expected
             again = None
@@ -256,25 +256,52 @@ def test_the_newest_checkpoint_damaged_the_one_before_gives_the_same_bits(make_r
     assert payload(again["out"]) == payload(run["out"])
 
 
-def test_a_signal_while_torch_is_imported_is_not_lost(make_run, tmp_path):
+def test_a_signal_before_the_first_step_ends_the_program_at_once(make_run, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(make_run()))
     child = subprocess.Popen([sys.executable, "-m", "gpt.train", str(tmp_path / "run.json")], stdout=subprocess.PIPE)
     while not (tmp_path / "lock").exists():
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
     assert child.wait(60) == 143
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert not (tmp_path / "out" / "checkpoints").exists(), "it did not wait for a step"
+
+
+@pytest.mark.parametrize("task", ["pretrain", "sft", "prefer", "rl"])
+def test_told_to_stop_in_the_midst_of_a_step_that_step_has_not_happened(make_run, monkeypatch, task):
+    how = {"micro_batch": 1, "checkpoint_every": 100}  # the model has dropout: random numbers are drawn row by row
+    how |= {"group": 8, "max_new_tokens": 6, "form": 0.5} if task == "rl" else {}
+    base = make_run(out="base", steps=3)
+    assert train(base, Event())
+    init = {} if task == "pretrain" else {"init": base["out"]}
+    whole, again = (make_run(task, out=out, **init, **how) for out in ("whole", "again"))
+    assert train(whole, Event())
+    stream, stop, seen = GPT.stream, Event(), []
+
+    def counted(model, *args):
+        seen.append(model.training)
+        made = stream(model, *args)
+        if seen.count(True) == 6:  # of the second step, where all four rows teach
+            stop.set()
+        return made
+
+    monkeypatch.setattr(GPT, "stream", counted)
+    assert not train(again, stop)
+    assert seen.count(True) <= 7, "the next pass was not begun"
+    monkeypatch.undo()
+    left = Path(again["out"]) / "checkpoints"
+    assert len(list(left.glob("step-*"))) == 1
+    assert train(again, Event())
+    assert payload(again["out"]) == payload(whole["out"])
 
 
 @pytest.mark.parametrize("packing", ["stream", "bfd"])
 def test_a_mixture_stopped_at_every_other_step_ends_with_the_same_bits(make_run, tmp_path, packing):
     shutil.copytree(tmp_path / "shards", tmp_path / "other")
     how = {"mix": [[str(tmp_path / "other"), 0.4]], "packing": packing}
-    whole, again, stop = make_run(out="whole") | how, make_run(out="again") | how, Event()
+    whole, again = make_run(out="whole") | how, make_run(out="again") | how
     assert train(whole, Event())
-    stop.set()
-    for _ in range(5):
-        assert not train(again, stop)
+    for stop in (Event() for _ in range(5)):
+        assert not train(again, stop, begun=stop.set)
     with pytest.raises(UserError, match="is from a run with another data"):
         train(again | {"mix": [[str(tmp_path / "other"), 0.3]]}, Event())
     assert train(again, Event())
@@ -388,10 +415,8 @@ def test_a_full_disk_is_one_line_and_a_rerun_with_space_ends_the_same(make_run, 
 
 
 def test_a_resume_under_other_numerics_says_so(make_run, capsys):
-    stop = Event()
-    stop.set()
-    run = make_run()
-    assert not train(run, stop)
+    stop, run = Event(), make_run()
+    assert not train(run, stop, begun=stop.set)
     try:
         assert train({**run, "threads": 2}, Event())
     finally:
