@@ -27,10 +27,9 @@ EOT, END = "<|endoftext|>", "<|end|>"
 SPECIALS = (EOT, "<|system|>", "<|user|>", "<|assistant|>", END)
 
 _UP, _LOW, _TAIL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-# How text is cut before BPE. Of the two spellings of each pattern, both tested to cut alike, tiktoken gets the one here
-# and tokenizer.json a plain one: oniguruma reads a possessive `{1,3}+` as a repeat and glues digits, and its `$` ends
-# any line. gpt2's plain one is built into Hugging Face. For the others the plain one serves tiktoken too: cl100k_base's
-# possessive one, as OpenAI publishes it, takes 1.3 times as long in tiktoken 0.14, whose engine must then backtrack.
+# How text is cut before BPE. Each pattern has two spellings, possessive and plain, tested to cut alike. tokenizer.json
+# needs the plain one: oniguruma reads a possessive `{1,3}+` as a repeat and glues digits, and its `$` ends any line.
+# gpt2's plain one is built into Hugging Face, so here is OpenAI's. tiktoken gets a third, made by `grouped`.
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     "cl100k_base": _TAIL + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -58,7 +57,8 @@ class Tokenizer:
         self._lines = b"".join(b2a_base64(token, newline=False) + b" %d\n" % rank for token, rank in self.ranks.items())
         # The name of the content: equal digests, equal meaning of every id.
         self.digest = hashlib.sha256(json.dumps([PATTERNS[pattern], self.specials]).encode() + self._lines).hexdigest()
-        self._bpe = tiktoken.Encoding("own", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=specials)
+        cut = grouped(PATTERNS[pattern])
+        self.bpe = tiktoken.Encoding("own", pat_str=cut, mergeable_ranks=ranks, special_tokens=specials)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -83,19 +83,19 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text: `<|endoftext|>` inside it stays text; lone surrogates become U+FFFD."""
         try:
-            return self._bpe.encode_ordinary(text)
+            return self.bpe.encode_ordinary(text)
         except BaseException as error:  # pyo3's PanicException: tiktoken's regex engine gives up at a million blanks
             if type(error).__name__ != "PanicException":
                 raise
-            return [token for piece in re.split(r"(\s{100000})", text) for token in self._bpe.encode_ordinary(piece)]
+            return [token for piece in re.split(r"(\s{100000})", text) for token in self.bpe.encode_ordinary(piece)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, special tokens by name; bytes that are no UTF-8 become U+FFFD."""
-        return self._bpe.decode([int(token) for token in ids])
+        return self.bpe.decode([int(token) for token in ids])
 
     def bytes_of(self, token: int) -> bytes:
         """What one id stands for, a special token by name: a character's bytes may lie in several tokens."""
-        return self._bpe.decode_single_token_bytes(token)
+        return self.bpe.decode_single_token_bytes(token)
 
     def bytes_per_token(self) -> np.ndarray:
         """UTF-8 bytes that each id stands for: int64 [vocab_size], 0 for specials (bits per byte divide by this)."""
@@ -132,6 +132,16 @@ class Tokenizer:
         saved.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self.specials])
         assert all(saved.token_to_id(token) == n for token, n in self.specials.items()), "tokenizers renumbered them"
         return saved
+
+
+def grouped(pattern: str) -> str:
+    """A pattern that cuts alike and that tiktoken is up to 1.3 times as fast with as with OpenAI's (docs/results).
+
+    All that needs no look-ahead is one plain group, which its engine (fancy-regex) leaves to a DFA as a whole; else it
+    backtracks through the alternatives one by one. Greedy is possessive where an alternative ends, so `++` may go.
+    """
+    easy, blanks, rest = pattern.partition(r"|\s+")
+    return f"(?:{easy.replace('++', '+')}){blanks}{rest}" if rest else pattern
 
 
 def splitter(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as HuggingFace
 from tokenizers import models, pre_tokenizers, trainers
 
 from gpt.errors import UserError
-from gpt.tokenizer import LETTERS, PATTERNS, splitter
+from gpt.tokenizer import LETTERS, PATTERNS, grouped, splitter
 from tasks.gigabpe import SEPARATOR
 from tasks.runtime import progress, runtime, say
 from tasks.trainer import launch
@@ -90,7 +90,7 @@ def by_gigatoken(file: Path, size: int) -> Ranks:
 
 def twice(token: bytes, ranks: Ranks, texts: Iterable[str]) -> bool:
     """Whether a token occurs at least twice; merges come with falling counts, so if the last does, all do."""
-    bpe = tiktoken.Encoding("new", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    bpe = tiktoken.Encoding("new", pat_str=grouped(PATTERNS["gpt2"]), mergeable_ranks=ranks, special_tokens={})
     near = (text for text in texts if token in text.encode())
     found = (1 for text in near for made in bpe.encode_ordinary(text) if made == ranks[token])
     return sum(islice(found, 2)) == 2

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 import tiktoken
 
-from gpt.tokenizer import PATTERNS
 from gpt.tokenizer import Tokenizer as Loaded
 
 Ids = tuple[np.ndarray, np.ndarray]
@@ -57,8 +56,6 @@ class Tiktoken:
 
     def __init__(self, made: Loaded):
         self._made, self._dtype = made, narrowest(made.vocab_size)
-        pattern, specials = PATTERNS[made.pattern], made.specials
-        self._bpe = tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=made.ranks, special_tokens=specials)
 
     def encode_batch(self, texts: list[str]) -> Ids:
         """The ids of all texts, and how many each has."""
@@ -66,7 +63,7 @@ class Tiktoken:
 
     def _encode(self, text: str) -> np.ndarray:
         try:
-            return self._bpe.encode_to_numpy(text, disallowed_special=())
+            return self._made.bpe.encode_to_numpy(text, disallowed_special=())
         except ValueError:  # half a character, or a million blanks
             return np.array(self._made.encode(text), np.uint32)
 

@@ -4,6 +4,9 @@ In: a Playwright page and labels. Out: what a press led to.
 """
 
 import re
+from contextlib import suppress
+
+from playwright.sync_api import TimeoutError as TooLate
 
 
 def field(within, label: str):
@@ -25,7 +28,12 @@ def submit(page) -> str:
     """Press Submit and open the run that it made; returns its id."""
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(re.compile(r"tab=Runs"))
-    page.reload()  # the list may have been asked for before the run was in it, and asks again only much later
-    page.locator("a[href*='/runs/flow-run/']").first.click()
+    made = page.locator("a[href*='/runs/flow-run/']").first
+    for _ in range(6):  # the list may have been asked for before the run was in it, and asks again only much later
+        page.reload()
+        with suppress(TooLate):
+            made.wait_for(timeout=5000)
+            break
+    made.click()
     page.wait_for_url(re.compile(r"/runs/flow-run/"))
     return re.search(r"flow-run/([0-9a-f-]{36})", page.url)[1]

@@ -59,7 +59,9 @@ SPELLINGS = {
     "o200k_base": PATTERNS["o200k_base"].replace("{1,3}", "{1,3}+").replace(r"]+[\r\n/]*", r"]++[\r\n/]*+"),
     "characters": r"(?s:.)",
 }
-"""The other spelling of each pattern: plain for gpt2, possessive for cl100k_base (OpenAI's own) and o200k_base."""
+"""The other spelling of each pattern: plain for gpt2, possessive for cl100k_base (OpenAI's own) and o200k_base.
+
+Ours and the shards' encoder have a third in tiktoken, `grouped`."""
 LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("cl100k_base", "o200k_base")]
 KINDS = ["bpe gpt2", "bpe cl100k_base", "bpe o200k_base", "characters", "gpt2", *LARGE]
 
@@ -159,16 +161,20 @@ def readers_of(folder: Path) -> Readers:
     mine, auto = ours(folder), transformers(folder)
     saved = HuggingFace.from_file(str(folder / "tokenizer.json"))
     saved.encode_special_tokens = True
-    spelling, shards = SPELLINGS[mine.pattern], Tiktoken(mine)
-    other = tiktoken.Encoding("x", pat_str=spelling, mergeable_ranks=mine.ranks, special_tokens=mine.specials)
+    shards, (listed, other) = Tiktoken(mine), (spelled(mine, known[mine.pattern]) for known in (PATTERNS, SPELLINGS))
     found: Readers = {
         "ours": lambda texts: [mine.encode(text) for text in texts],
         "the shards' encoder": lambda texts: [shards.encode_batch([text])[0].tolist() for text in texts],
+        "tiktoken with the listed spelling": lambda texts: [listed.encode_ordinary(text) for text in texts],
         "tiktoken with the other spelling": lambda texts: [other.encode_ordinary(text) for text in texts],
         "tokenizers": lambda texts: [found.ids for found in saved.encode_batch(texts)],
         "AutoTokenizer": lambda texts: auto(texts, split_special_tokens=True)["input_ids"],
     }
     return found | (bare(folder) if mine.pattern == "gpt2" else {})
+
+
+def spelled(made: Tokenizer, spelling: str) -> tiktoken.Encoding:
+    return tiktoken.Encoding("x", pat_str=spelling, mergeable_ranks=made.ranks, special_tokens=made.specials)
 
 
 def bare(folder: Path) -> Readers:
