@@ -5,6 +5,7 @@ The services are real; the recipe is tiny because a browser test is about what p
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -105,7 +106,11 @@ def test_a_training_run_is_cancelled_from_its_page_and_leaves_no_process(service
 
 def trainers(services):
     """Trainers below the worker of these services."""
-    return [p for p in psutil.Process(services["worker"].pid).children(recursive=True) if "gpt.train" in p.cmdline()]
+    found = []
+    for process in psutil.Process(services["worker"].pid).children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            found += [process] if "gpt.train" in process.cmdline() else []
+    return found
 
 
 def test_the_schedule_of_the_refresh_is_shown(prefect, page):
