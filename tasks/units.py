@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from gpt.data import FORMATS
 from tasks.columns import int64
 from tasks.encoders import Differs, Engine, engines
-from tasks.runtime import progress, say
+from tasks.runtime import progress, runtime, say
 from tasks.workers import spread
 
 T = TypeVar("T")
@@ -198,15 +198,19 @@ def gather(folder: Path, units: list[Unit], encoded: list[Encoded], eot: int, he
     with ExitStack() as stack:
         files = [stack.enter_context(unit.target.open("rb")).fileno() for unit in units]
         index = stack.enter_context(pq.ParquetWriter(folder / "index.parquet", INDEX, write_page_checksum=True))
+        writers, written = stack.enter_context(ThreadPoolExecutor(runtime().workers)), []
         for held, split in enumerate(SPLITS):
             mine = order[pieces["held"][order] == bool(held)]
             for number, chosen in enumerate(_shards(mine, pieces["tokens"], head)):
                 first = int(head and number == 0)
                 rows, shard = pieces[chosen], f"{split}-{number:04d}.bin"
-                _write(folder / shard, units[0].dtype, files, places[:, chosen], rows["tokens"], eot, first)
+                what = files, places[:, chosen], rows["tokens"], eot, first
+                written.append(writers.submit(_write, folder / shard, units[0].dtype, *what))
                 index.write_table(_rows(names, rows, split, shard, first))
             tokens, size = int((pieces["tokens"][mine] + 1).sum()) + head, int(pieces["bytes"][mine].sum())
             facts[split] = {"tokens": tokens, "bytes": size, "documents": len(mine)}
+        for file in written:
+            file.result()
     for unit in units:
         unit.target.unlink()
     return facts
