@@ -160,8 +160,15 @@ def start(name: str, settings: Settings) -> None:
         command, cwd = [*note, *words(name, settings)], ROOT if name == "worker" else home()
         process = Popen(command, stdout=log, stderr=log, stdin=DEVNULL, start_new_session=True, env=env, cwd=cwd)
     say(f"starting {name}" + (f" at {settings.url(name)}" if name in PORTS else f" for the store {settings.store}"))
-    while not pid_of(name) and process.poll() is None:  # a few milliseconds, until the shell has written its pid
+    while not became(name, process.pid) and process.poll() is None:  # a few milliseconds
         time.sleep(0.01)
+
+
+def became(name: str, pid: int) -> bool:
+    """Whether the shell has become the service; in the midst of that it has no environment to be known by."""
+    with suppress(psutil.Error):
+        return psutil.Process(pid).cmdline()[:1] not in ([], ["sh"]) and pid_of(name) == pid
+    return False
 
 
 def words(name: str, settings: Settings) -> list[str]:

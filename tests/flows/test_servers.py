@@ -199,6 +199,29 @@ def test_a_service_knows_its_pid_even_if_up_is_killed_right_after_it_started_it(
     assert servers.known() == {}
 
 
+def test_a_service_is_known_from_the_moment_that_its_start_returns(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTLOOM_HOME", str(tmp_path))
+    monkeypatch.setattr(servers, "words", lambda *_: ["sleep", "60"])
+    real, asked = {name: getattr(psutil.Process, name) for name in ("cmdline", "environ")}, []
+
+    def through_exec(name, as_shell, amid):
+        """What Linux tells at the first look, at the second, and later; under load the second was seen to last."""
+
+        def tell(process):
+            asked.append(name)
+            return (as_shell, amid, real[name](process))[min(len(asked), 3) - 1]
+
+        monkeypatch.setattr(psutil.Process, name, tell)
+
+    through_exec("cmdline", ["sh"], [])
+    through_exec("environ", {servers.MARK: str(tmp_path / "run" / "mlflow")}, {})
+    settings = Settings(ports={"mlflow": 1})
+    settings.save()
+    servers.start("mlflow", settings)
+    assert list(servers.known()) == ["mlflow"]
+    assert servers.down() == ["mlflow"]
+
+
 def test_a_server_that_runs_elsewhere_than_at_the_given_port_is_refused(at_home):
     refusal = r"prefect already runs at .*; stop it with `gptloom down`, or name nothing else"
     for other in ({"ports": {"prefect": 1}}, {"ports": {}, "auth": False}, {"ports": {}, "store": Path("/elsewhere")}):
