@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpt.data import FORMATS
@@ -126,11 +125,11 @@ def encode(unit: Unit) -> Encoded:
 def _encode(unit: Unit, engine: Engine) -> Encoded:
     pieces, row = [np.zeros(0, PIECE)], unit.first_row
     with unit.target.open("wb") as file:
-        for group, (names, texts, sizes) in zip(unit.groups, ahead(_read(unit)), strict=True):
+        for group, (names, texts) in zip(unit.groups, ahead(_read(unit)), strict=True):
             if isinstance(unit.rule, list):
                 found, texts = _cut(names, texts, unit.rule[group])
             else:
-                found = _whole(names, sizes, unit.rule)
+                found = _whole(names, texts, unit.rule)
             flat, found["tokens"] = engine.encode_batch(texts)
             file.write(flat.data)
             found["row"] += row
@@ -139,34 +138,33 @@ def _encode(unit: Unit, engine: Engine) -> Encoded:
     return Encoded(np.concatenate(pieces), engine.name)
 
 
-def _read(unit: Unit) -> Iterator[tuple[list[str], list[str], np.ndarray]]:
-    """Ids, texts and their bytes, a row group at a time."""
+def _read(unit: Unit) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Ids, and texts as UTF-8, a row group at a time."""
     with pq.ParquetFile(unit.path, page_checksum_verification=True) as file:
         for group in unit.groups:
             yield _columns(file.read_row_group(group, ["id", "text"]))
 
 
-def _columns(table: pa.Table) -> tuple[list[str], list[str], np.ndarray]:
-    sizes = pc.binary_length(table["text"])  # ty: ignore[missing-attribute]
-    # Not sizes.to_numpy, which imports pandas: a third of a second and 40 MB in every worker.
-    return table["id"].to_pylist(), table["text"].to_pylist(), np.array(sizes.to_pylist(), np.int64)
+def _columns(table: pa.Table) -> tuple[list[str], list[bytes]]:
+    return table["id"].to_pylist(), table["text"].cast(pa.binary()).to_pylist()
 
 
-def _whole(names: list[str], sizes: np.ndarray, held_out: float) -> np.ndarray:
+def _whole(names: list[str], texts: list[bytes], held_out: float) -> np.ndarray:
     """Pieces of a row group whose documents stay whole."""
     pieces: np.ndarray = np.zeros(len(names), PIECE)
-    pieces["row"], pieces["bytes"], pieces["lot"] = np.arange(len(names)), sizes, [lot(name) for name in names]
+    pieces["row"], pieces["bytes"] = np.arange(len(names)), [len(text) for text in texts]
+    pieces["lot"] = [lot(name) for name in names]
     pieces["held"] = pieces["lot"] < held_out
     return pieces
 
 
-def _cut(names: list[str], texts: list[str], train: int) -> tuple[np.ndarray, list[str]]:
+def _cut(names: list[str], texts: list[bytes], train: int) -> tuple[np.ndarray, list[bytes]]:
     """Pieces of a row group of which the first `train` characters are for training."""
     pieces, start = [], 0
-    for row, (name, text) in enumerate(zip(names, texts, strict=True)):
+    for row, (name, text) in enumerate(zip(names, map(bytes.decode, texts), strict=True)):
         cut = min(max(0, train - start), len(text))
-        both = ((False, text[:cut]), (True, text[cut:]))
-        pieces += [((row, held, lot(name), len(piece.encode()), 0), piece) for held, piece in both if piece]
+        both = ((False, text[:cut].encode()), (True, text[cut:].encode()))
+        pieces += [((row, held, lot(name), len(piece), 0), piece) for held, piece in both if piece]
         start += len(text)
     return np.array([piece for piece, _ in pieces], PIECE), [text for _, text in pieces]
 

@@ -1,10 +1,11 @@
 """Generated tokens a CPU second: gpt/generate.py beside nanoGPT's model.generate and transformers' generate.
 
 `python tests/bench/generate.py [--nanogpt DIR] [--rounds N] [--large]`: DIR is a checkout of nanoGPT, whose model.py
-itself is run. All sides have the same random weights, one thread, prompts of one token, and take turns; the table has
-tokens a CPU second by the median of the rounds. `--large` adds GPT-2 124M (a minute a round, nanoGPT's side once), in
-float32 and bfloat16. nanoGPT and we write 200 tokens (100 at 124M), past the context if need be; transformers as many
-as GPT-2's positions allow, and we as many beside it. Greedy tokens are compared.
+itself is run, with all rows at once and, as its sample.py does, one after the other. All sides have the same random
+weights, one thread, prompts of one token, and take turns; the table has tokens a CPU second by the median of the rounds.
+`--large` adds GPT-2 124M (a minute a round, nanoGPT's side once), in float32 and bfloat16. nanoGPT and we write 200
+tokens (100 at 124M), past the context if need be; transformers as many as GPT-2's positions allow, and we as many beside
+it. Greedy tokens are compared.
 `--quality CHECKPOINT SHARDS` prints held-out bits per byte of a checkpoint as float32, bfloat16 and int8 weights.
 """
 
@@ -79,12 +80,16 @@ def compare(case: str, model: GPT, rows: int, count: int, args: argparse.Namespa
 
     if args.nanogpt:
         nano = nano_model(args.nanogpt, model)
-        sides = [lambda: nano.generate(start, count, **draw), write(float32, count, **draw)]
-        if not large:
-            sides.append(write(Decoder(model, "int8"), count, **draw))
-        (theirs_s, *ours_s), _ = timed(sides, 1 if large else args.rounds)
-        for weights, taken_s in zip(("float32", "int8"), ours_s, strict=False):
-            line(f"{case}, top-k: nanoGPT, ours {weights}", rows * count, theirs_s, taken_s)
+        theirs = {"nanoGPT": lambda: nano.generate(start, count, **draw)}
+        if rows > 1:  # its sample.py writes one sample after the other
+            theirs["sample.py"] = lambda: [nano.generate(start[:1], count, **draw) for _ in range(rows)]
+        forms = ("float32",) if large else ("float32", "int8")
+        sides = [*theirs.values(), write(float32, count, **draw)]
+        sides += [write(Decoder(model, form), count, **draw) for form in forms[1:]]
+        taken_s, _ = timed(sides, 1 if large else args.rounds)
+        for peer, theirs_s in zip(theirs, taken_s, strict=False):
+            for form, ours_s in zip(forms, taken_s[len(theirs) :], strict=True):
+                line(f"{case}, top-k: {peer}, ours {form}", rows * count, theirs_s, ours_s)
     for weights in ("float32", "bfloat16") if large else ("float32",):
         judge, ours = hugging_face(model).to(getattr(torch, weights)), Decoder(model, weights)
 

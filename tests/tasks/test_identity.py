@@ -164,7 +164,7 @@ def readers_of(folder: Path) -> Readers:
     shards, (listed, other) = Tiktoken(mine), (spelled(mine, known[mine.pattern]) for known in (PATTERNS, SPELLINGS))
     found: Readers = {
         "ours": lambda texts: [mine.encode(text) for text in texts],
-        "the shards' encoder": lambda texts: [shards.encode_batch([text])[0].tolist() for text in texts],
+        "the shards' encoder": lambda texts: [shards.encode_batch([text.encode()])[0].tolist() for text in texts],
         "tiktoken with the listed spelling": lambda texts: [listed.encode_ordinary(text) for text in texts],
         "tiktoken with the other spelling": lambda texts: [other.encode_ordinary(text) for text in texts],
         "tokenizers": lambda texts: [found.ids for found in saved.encode_batch(texts)],

@@ -273,7 +273,7 @@ def test_a_unit_whose_ids_differ_is_encoded_by_tiktoken_and_it_is_said(tmp_path,
             return self
 
         def encode_batch(self, texts):
-            if any("Document 149" in text for text in texts):
+            if any(b"Document 149" in text for text in texts):
                 raise Differs("wrong 1 has other ids")
             return reference.encode_batch(texts)
 
