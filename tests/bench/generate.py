@@ -2,10 +2,10 @@
 
 `python tests/bench/generate.py [--nanogpt DIR] [--rounds N] [--large]`: DIR is a checkout of nanoGPT, whose model.py
 itself is run, with all rows at once and, as its sample.py does, one after the other. All sides have the same random
-weights, one thread, prompts of one token, and take turns; the table has tokens a CPU second by the median of the rounds.
+weights, one thread, prompts of one token, and take turns; the table has tokens a CPU second, medians of rounds.
 `--large` adds GPT-2 124M (a minute a round, nanoGPT's side once), in float32 and bfloat16. nanoGPT and we write 200
-tokens (100 at 124M), past the context if need be; transformers as many as GPT-2's positions allow, and we as many beside
-it. Greedy tokens are compared.
+tokens (100 at 124M), past the context if need be; transformers as many as GPT-2's positions allow, and we as many then.
+Greedy tokens are compared.
 `--quality CHECKPOINT SHARDS` prints held-out bits per byte of a checkpoint as float32, bfloat16 and int8 weights.
 """
 
