@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import runpy
 import shutil
 import subprocess
@@ -58,7 +59,7 @@ def texts(size: int) -> Iterator[str]:
 def corpus(work: Path, out: Path, size: str) -> None:
     """One corpus part with row groups of about 4 MiB, and gpt2 as our tokenizer stage writes it.
 
-    In a process of its own too: the largest size of this one would count as that of every side it starts.
+    In a process of its own too, as this one's memory is no side's.
     """
     (work / "bytes").write_text(str(write_corpus(work / "corpus", int(size))))
     write_tokenizer(work / "tokenizer")
@@ -234,9 +235,15 @@ def measured(python: str, work: Path, side: str, *args: str) -> dict[str, float]
     cpu = usage.ru_utime + usage.ru_stime
     only = out / "seconds"
     found = {"cpu": float(only.read_text()) if only.exists() else cpu, "wall": time.monotonic() - begin}
-    result = found | {"rss": usage.ru_maxrss / 1e3, "made": None if only.exists() else digest(out)}
+    result = found | {"rss": int((out / "peak").read_text()) / 1e3, "made": None if only.exists() else digest(out)}
     shutil.rmtree(out)
     return result
+
+
+def note_peak(out: Path) -> None:
+    """The largest process of a side, in kB: its own ru_maxrss begins with that of whoever started it."""
+    own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (out / "peak").write_text(str(max(int(own.split()[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)))
 
 
 def best(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -308,7 +315,8 @@ def main() -> None:
         side, work, out, *args = sys.argv[2:]
         if side == "ours":
             args = [args[0] == "fast", int(args[1])] if len(args) > 1 else [args == ["fast"]]
-        return globals()[side](Path(work), Path(out), *args)
+        globals()[side](Path(work), Path(out), *args)
+        return note_peak(Path(out))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)

@@ -41,6 +41,17 @@ def test_every_engine_gives_the_ids_of_encode(engine, folder):
     assert engine.encode_batch([])[0].tolist() == engine.encode_batch([])[1].tolist() == []
 
 
+def test_gigatoken_begins_anew_now_and_then_with_the_same_ids(folder, monkeypatch):
+    pytest.importorskip("gigatoken")
+    monkeypatch.setattr(encoders, "RENEW_BYTES", 3000)
+    reference, engine, texts = Loaded.load(folder), encoders.Gigatoken(folder, Loaded.load(folder)), adversarial()
+    made, new = [], engine._new
+    monkeypatch.setattr(engine, "_new", lambda: made.append(new()) or made[-1])
+    for text in texts:
+        assert engine.encode_batch([text.encode()])[0].tolist() == reference.encode(text)
+    assert len(made) == pytest.approx(sum(len(text.encode()) for text in texts) / 3000, rel=0.5)
+
+
 def injected_nowhere(folder, cases):
     made, all_engines = Loaded.load(folder), [e for e in engines(folder, True)[:2] if e]
 
