@@ -2,9 +2,10 @@
 
 `python tests/bench/shard.py [--mb 48] [--nanogpt DIR] [--llmc DIR] [--peers PYTHON] [--rounds 3] [--scale]`. DIRs are
 checkouts, whose own prepare.py and fineweb.py are run, only that they load our parquet file; PYTHON is an interpreter
-that has datatrove and litdata (with tiktoken, tokenizers and pyarrow), which get a third of the text. gpt2's vocabulary
-must be in tiktoken's cache ($TIKTOKEN_CACHE_DIR). Each side is a process of its own: user + system seconds of it and
-all it started, imports included, best of the rounds; a digest over the ids of every document must be the same.
+that has datatrove and litdata (with tiktoken, tokenizers and pyarrow). gpt2's vocabulary must be in tiktoken's cache
+($TIKTOKEN_CACHE_DIR). Each side is a process of its own: user + system seconds of it and all it started, imports
+included; ours and the bare encoder are the best of the rounds, peers run once, as minutes matter to them more than
+noise does; a digest over the ids of every document must be the same.
 `--scale` compares memory and CPU seconds of two corpora, one ten times the other, instead.
 """
 
@@ -262,30 +263,26 @@ def idle() -> float:
 def compare(work: Path, asked: argparse.Namespace) -> None:
     """All sides in one run."""
     print(f"{os.cpu_count()} cores, {idle():.0%} idle before the run, load {os.getloadavg()[0]:.1f}")
-    size = {work / "all": asked.mb * 1_000_000, work / "third": asked.mb * 1_000_000 // 3}
-    size = {folder: prepared(folder, wanted) for folder, wanted in size.items()}
-    whole, third = size
-    own = [("ours, tiktoken", whole, "ours", []), ("bare encode_ordinary", whole, "bare", [])]
-    own += [("ours, gigatoken", whole, "ours", ["fast"]), ("ours, tiktoken, two workers", whole, "ours", ["", "2"])]
-    others = [("nanoGPT prepare.py", whole, "nanogpt", [asked.nanogpt])] if asked.nanogpt else []
-    others += [("llm.c fineweb.py", whole, "llmc", [asked.llmc])] if asked.llmc else []
-    others += [("ours, tiktoken, a third", third, "ours", []), ("ours, gigatoken, a third", third, "ours", ["fast"])]
-    others += [("datatrove DocumentTokenizer", third, "datatrove", [])] if asked.peers else []
-    others += [(f"litdata optimize, {e}", third, "litdata", [e]) for e in ("tokenizers", "tiktoken") if asked.peers]
+    size = prepared(work / "all", asked.mb * 1_000_000)
+    own = [("ours, tiktoken", "ours", []), ("bare encode_ordinary", "bare", []), ("ours, gigatoken", "ours", ["fast"])]
+    own += [("ours, tiktoken, two workers", "ours", ["", "2"])]
+    others = [("nanoGPT prepare.py", "nanogpt", [asked.nanogpt])] if asked.nanogpt else []
+    others += [("llm.c fineweb.py", "llmc", [asked.llmc])] if asked.llmc else []
+    others += [("datatrove DocumentTokenizer", "datatrove", [])] if asked.peers else []
+    others += [(f"litdata optimize, {e}", "litdata", [e]) for e in ("tokenizers", "tiktoken") if asked.peers]
     found = {name: [] for name, *_ in own + others}
     for turn in range(asked.rounds):
-        for name, folder, side, args in own + (others if turn == 0 else []):
+        for name, side, args in own + (others if turn == 0 else []):
             python = asked.peers if side in ("datatrove", "litdata") else sys.executable
-            found[name].append(measured(python, folder, side, *args))
+            found[name].append(measured(python, work / "all", side, *args))
     rows = {name: best(rounds) for name, rounds in found.items()}
     print("side                             MB   CPU s  MB/CPU s  ours faster by: tiktoken  gigatoken  wall s  MB RSS")
-    for name, folder, *_ in own + others:
-        row, suffix = rows[name], "" if folder == whole else ", a third"
-        right, made = rows["ours, tiktoken" + suffix]["made"], row["made"]
-        ratios = [row["cpu"] / rows[f"ours, {engine}{suffix}"]["cpu"] for engine in ("tiktoken", "gigatoken")]
-        speed = size[folder] / 1e6 / row["cpu"]
+    for name, row in rows.items():
+        right, made = rows["ours, tiktoken"]["made"], row["made"]
+        ratios = [row["cpu"] / rows[f"ours, {engine}"]["cpu"] for engine in ("tiktoken", "gigatoken")]
         ids = "" if made in (None, right) else f"  {made:,} tokens" if isinstance(made, int) else "  OTHER IDS"
-        print(f"{name:<28} {size[folder] / 1e6:>6.0f} {row['cpu']:>7.2f} {speed:>9.1f} {ratios[0]:>25.2f}", end="")
+        speed = size / 1e6 / row["cpu"]
+        print(f"{name:<28} {size / 1e6:>6.0f} {row['cpu']:>7.2f} {speed:>9.1f} {ratios[0]:>25.2f}", end="")
         print(f" {ratios[1]:>10.1f} {row['wall']:>7.1f} {row['rss']:>7.0f}{ids}")
     one, two = rows["ours, tiktoken"]["wall"], rows["ours, tiktoken, two workers"]["wall"]
     print(f"two workers: {one / two:.2f} times one in wall time; {idle():.0%} idle after the run")
