@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from safetensors import SafetensorError
 
@@ -61,5 +62,13 @@ def hold(lock: Path, stop: threading.Event, wait_s: float = 60.0) -> None:
                 raise UserError(f"another trainer holds {lock}; wait for it or end it, then run again") from None
 
 
+def end(code: int) -> NoReturn:
+    """Leave. A rank does so at once: a thread of torch's that asks for the interpreter as it ends aborts the process."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

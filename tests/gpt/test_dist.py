@@ -21,7 +21,7 @@ from gpt.loop import spread
 from gpt.model import GPT
 
 DRIVER = """
-import json, os, signal, sys
+import atexit, json, os, signal, sys
 import torch
 import gpt.guard, gpt.report, gpt.train
 
@@ -41,7 +41,9 @@ def judged(self, loss, norm):         # one step that every guard must leave out
     return judge(self, loss * (torch.nan if int(self.count) == 3 and not int(self.skipped) else 1), norm)
 
 gpt.report.Report.step, gpt.guard.Guard.judge = step, judged
-sys.exit(gpt.train.main())
+if "RANK" in os.environ:               # which a rank does not wait for
+    atexit.register(os.abort)
+gpt.train.end(gpt.train.main())
 """
 PLAIN = {"steps": 50, "batch": 8, "micro_batch": 2, "precision": "float32", "optimizer": "adamw", "lr": 1e-3}
 TORCHRUN = "torch.distributed.run"
