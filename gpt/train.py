@@ -63,7 +63,7 @@ def hold(lock: Path, stop: threading.Event, wait_s: float = 60.0) -> None:
 
 
 def end(code: int) -> NoReturn:
-    """Leave. A rank does so at once: a thread of torch's that asks for the interpreter as it ends aborts the process."""
+    """Leave. A rank does so at once: a thread of torch's that asks for the interpreter as it ends, aborts all."""
     if "RANK" in os.environ:
         sys.stdout.flush()
         os._exit(code)
