@@ -8,6 +8,7 @@ Special tokens inside a text are text, whatever they spell.
 
 import importlib.metadata
 import random
+import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,7 +38,7 @@ class Engine(Protocol):
     name: str
 
     def encode_batch(self, texts: list[bytes]) -> Ids:
-        """The ids of all texts, and how many each has."""
+        """The ids of all texts, and how many each has; good until this thread's next call."""
 
 
 def narrowest(vocab_size: int) -> np.dtype:
@@ -45,16 +46,23 @@ def narrowest(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def _joined(texts: list[bytes], encode: Callable[[bytes], np.ndarray], dtype: np.dtype) -> Ids:
-    """The ids of all texts; each array is copied at once, while it is in the CPU's cache, and its memory used again."""
-    flat = np.empty(sum(map(len, texts)), dtype)  # a token has a byte or more; what stays empty is never touched
-    lengths, end = np.empty(len(texts), np.int64), 0
-    for row, text in enumerate(texts):
-        ids = encode(text)
-        start, end = end, end + len(ids)
-        flat[start:end] = ids
-        lengths[row] = len(ids)
-    return flat[:end], lengths
+class Desk(threading.local):
+    """Where a thread puts the ids of a batch together, time and again: new memory for each took 0.3 s in 300 MB."""
+
+    def __init__(self, dtype: np.dtype):
+        self._flat: np.ndarray = np.empty(0, dtype)
+
+    def join(self, texts: list[bytes], encode: Callable[[bytes], np.ndarray]) -> Ids:
+        """The ids of all texts; each array is copied at once, while it is in the CPU's cache."""
+        if (most := sum(map(len, texts))) > len(self._flat):  # a token has a byte or more
+            self._flat = np.empty(most, self._flat.dtype)
+        lengths, end = np.empty(len(texts), np.int64), 0
+        for row, text in enumerate(texts):
+            ids = encode(text)
+            start, end = end, end + len(ids)
+            self._flat[start:end] = ids
+            lengths[row] = len(ids)
+        return self._flat[:end], lengths
 
 
 class Tiktoken:
@@ -63,11 +71,11 @@ class Tiktoken:
     name = f"tiktoken {tiktoken.__version__}"
 
     def __init__(self, made: Loaded):
-        self._made, self._dtype = made, narrowest(made.vocab_size)
+        self._made, self._desk = made, Desk(narrowest(made.vocab_size))
 
     def encode_batch(self, texts: list[bytes]) -> Ids:
         """The ids of all texts, and how many each has."""
-        return _joined(texts, self._encode, self._dtype)
+        return self._desk.join(texts, self._encode)
 
     def _encode(self, raw: bytes) -> np.ndarray:
         text = raw.decode()
@@ -84,7 +92,7 @@ class Gigatoken:
         from gigatoken import Tokenizer
 
         self.name = f"gigatoken {importlib.metadata.version('gigatoken')}"
-        self._dtype, self._size = narrowest(made.vocab_size), 0
+        self._desk, self._size = Desk(narrowest(made.vocab_size)), 0
         self._new = partial(Tokenizer.from_tiktoken, folder / "ranks.tiktoken", pretokenizer=SCHEMES[made.pattern])
         self._encode = self._new().backend.encode
 
@@ -93,7 +101,7 @@ class Gigatoken:
         self._size += sum(map(len, texts))
         if self._size > RENEW_BYTES:
             self._size, self._encode = 0, self._new().backend.encode
-        return _joined(texts, self._encode, self._dtype)
+        return self._desk.join(texts, self._encode)
 
 
 class Watched:

@@ -1,6 +1,7 @@
 """Engines: the same ids as the tokenizer's own `encode`, whatever the text spells, and tiktoken when one is not."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,6 +40,15 @@ def test_every_engine_gives_the_ids_of_encode(engine, folder):
     assert (flat.dtype, lengths.tolist()) == (np.uint16, [len(made.encode(text)) for text in texts])
     assert flat.tolist() == [token for text in texts for token in made.encode(text)]
     assert engine.encode_batch([])[0].tolist() == engine.encode_batch([])[1].tolist() == []
+
+
+def test_threads_that_share_an_engine_do_not_write_into_each_others_ids(folder):
+    texts, engine = [text.encode() for text in adversarial()], Tiktoken(Loaded.load(folder))
+    mine = engine.encode_batch(texts)[0]
+    right = mine.copy()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(engine.encode_batch, texts[::-1]).result()
+    assert np.array_equal(mine, right)
 
 
 def test_gigatoken_begins_anew_now_and_then_with_the_same_ids(folder, monkeypatch):
@@ -87,16 +97,16 @@ class Wrong:
 
     name = "wrong 1"
 
-    def __init__(self, reference, letter):
-        self.reference, self.letter = reference, letter
+    def __init__(self, made, letter):
+        self.reference, self.letter = Tiktoken(made), letter
 
     def encode_batch(self, texts):
         return self.reference.encode_batch([text.replace(self.letter, b"?") for text in texts])
 
 
 def test_a_fast_engine_is_watched_at_the_head_and_at_one_text_in_a_thousand(folder):
-    reference = Tiktoken(Loaded.load(folder))
-    watched = Watched(Wrong(reference, b"X"), reference)
+    made = Loaded.load(folder)
+    watched = Watched(Wrong(made, b"X"), Tiktoken(made))
     texts = [b"fine"] * 3000
     for place in (0, 63, 1000, 2000):
         with pytest.raises(Differs, match=r"wrong 1 has other ids than tiktoken .* for 'X'"):
@@ -109,11 +119,11 @@ def test_a_fast_engine_is_watched_at_the_head_and_at_one_text_in_a_thousand(fold
 
 
 def test_a_fast_engine_that_fails_its_self_test_is_not_used(folder, monkeypatch):
-    reference = Tiktoken(Loaded.load(folder))
+    made = Loaded.load(folder)
     for letter in map(str.encode, ("\r", "\u200d", "9", "٣", "|", "\x00")):
         with pytest.raises(Differs):
-            self_test(Wrong(reference, letter), reference)
-    monkeypatch.setattr(encoders, "Gigatoken", lambda *_: Wrong(reference, b"\n"))
+            self_test(Wrong(made, letter), Tiktoken(made))
+    monkeypatch.setattr(encoders, "Gigatoken", lambda *_: Wrong(made, b"\n"))
     engines.cache_clear()
     assert engines(folder, True)[1] is None
     assert "gigatoken fails its self-test" in engines(folder, True)[2]
