@@ -30,7 +30,7 @@ T = TypeVar("T")
 Rule = float | list[int]
 """The share of documents to hold out, or how many characters of each row group are for training."""
 SPLITS = ("train", "val")
-UNIT_BYTES, UNITS, SHARD_TOKENS, BLOCK_TOKENS = 8 << 20, 500, 100_000_000, 1 << 20
+UNIT_BYTES, UNITS, SHARD_TOKENS, BLOCK_TOKENS, INDEX_ROWS = 8 << 20, 500, 100_000_000, 1 << 20, 1 << 14
 PIECE = np.dtype([("row", "i8"), ("held", "?"), ("lot", "f8"), ("bytes", "i8"), ("tokens", "i8")])
 """A document, or one of the two pieces of one that is cut: its row in the corpus part, whether it is held out."""
 TEXTS = [(name, pa.string()) for name in ("id", "split", "source", "shard")]
@@ -204,7 +204,7 @@ def gather(folder: Path, units: list[Unit], encoded: list[Encoded], eot: int, he
                 rows, shard = pieces[chosen], f"{split}-{number:04d}.bin"
                 what = files, places[:, chosen], rows["tokens"], eot, first
                 written.append(writers.submit(_write, folder / shard, units[0].dtype, *what))
-                index.write_table(_rows(names, rows, split, shard, first))
+                index.write_table(_rows(names, rows, split, shard, first), INDEX_ROWS)
             tokens, size = int((pieces["tokens"][mine] + 1).sum()) + head, int(pieces["bytes"][mine].sum())
             facts[split] = {"tokens": tokens, "bytes": size, "documents": len(mine)}
         for file in written:

@@ -1,20 +1,23 @@
 """Parquet to token shards, whole jobs: ours beside the bare encoder, nanoGPT, llm.c, datatrove and litdata.
 
-`python tests/bench/shard.py [--mb 48] [--nanogpt DIR] [--llmc DIR] [--peers PYTHON] [--rounds 3] [--scale]`. DIRs are
-checkouts, whose own prepare.py and fineweb.py are run, only that they load our parquet file; PYTHON is an interpreter
-that has datatrove and litdata (with tiktoken, tokenizers and pyarrow). gpt2's vocabulary must be in tiktoken's cache
-($TIKTOKEN_CACHE_DIR). Each side is a process of its own: user + system seconds of it and all it started, imports
-included; ours and the bare encoder are the best of the rounds, peers run once, as minutes matter to them more than
-noise does; a digest over the ids of every document must be the same.
+`python tests/bench/shard.py [--mb 48] [--prose] [--nanogpt DIR] [--llmc DIR] [--peers PYTHON] [--rounds 3] [--scale]`.
+DIRs are checkouts, whose own prepare.py (with its eight processes, and with one) and fineweb.py are run, only that they
+load our parquet file; PYTHON is an interpreter that has datatrove and litdata (with tiktoken, tokenizers and pyarrow).
+`--prose` takes only documentation that is mostly words, without HTML's tags: what this stage gets after a filter.
+gpt2's vocabulary must be in tiktoken's cache ($TIKTOKEN_CACHE_DIR). Each side is a process of its own: user + system
+seconds of it and all it started, imports included; ours and the bare encoder are the best of the rounds, peers run
+once, as minutes matter to them more than noise does; a digest over the ids of every document must be the same.
 `--scale` compares memory and CPU seconds of two corpora, one ten times the other, instead.
 """
 
 import argparse
 import gzip
 import hashlib
+import html
 import json
 import os
 import random
+import re
 import resource
 import runpy
 import shutil
@@ -28,13 +31,14 @@ from pathlib import Path
 
 EOT, PIECE = 50_256, 4_000
 KINDS = {".py", ".md", ".txt", ".rst", ".html", ".jsonl", ".csv", ".gz"}
+TAGS, BLANK_LINES = re.compile(r"<(script|style).*?</\1>|<[^>]+>", re.DOTALL), re.compile(r"[ \t]*\n\s*\n")
 BESIDE = Path(__file__).parents[3] / "shared" / "data"
 
 
 # -- what is encoded --------------------------------------------------------------------------------------------------
 
 
-def texts(size: int) -> Iterator[str]:
+def texts(size: int, prose: bool = False) -> Iterator[str]:
     """Documentation, sources and books of this machine in pieces of at most 4,000 characters."""
     roots = (Path("/usr/share/doc"), Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("stdlib")), BESIDE)
     files = sorted({p for root in roots for p in root.rglob("*") if p.suffix in KINDS and p.is_file()})
@@ -46,10 +50,8 @@ def texts(size: int) -> Iterator[str]:
         if (name := hashlib.sha256(raw).digest()) in seen:
             continue
         seen.add(name)
-        whole = raw.decode(errors="ignore").replace("<|", "< |")[
-            :400_000
-        ]  # some sides would take it for a special token
-        for piece in (whole[at : at + PIECE] for at in range(0, len(whole), PIECE)):
+        whole = raw.decode(errors="ignore")[:400_000]
+        for piece in pieces(words(path, whole) if prose else whole):
             yield piece
             size -= len(piece.encode())
             if size < 0:
@@ -57,29 +59,45 @@ def texts(size: int) -> Iterator[str]:
     raise SystemExit(f"this machine has {size / 1e6:.0f} MB less text; lower --mb")
 
 
-def corpus(work: Path, out: Path, size: str) -> None:
+def pieces(whole: str) -> Iterator[str]:
+    """A text in documents; some sides would take what begins with <| for a special token."""
+    whole = whole.replace("<|", "< |")
+    return (whole[at : at + PIECE] for at in range(0, len(whole), PIECE))
+
+
+def words(path: Path, whole: str) -> str:
+    """A text without tags where it is HTML; nothing where it is not documentation, or less than 85 % letters."""
+    if ".html" in path.name:
+        whole = html.unescape(TAGS.sub("", whole))
+    whole = BLANK_LINES.sub("\n\n", whole).strip()
+    letters = sum(character.isalpha() or character == " " for character in whole[:PIECE])
+    document = {".html", ".txt", ".rst", ".md"} & set(path.suffixes)
+    return whole if document and letters > 0.85 * len(whole[:PIECE]) else ""
+
+
+def corpus(work: Path, out: Path, size: str, prose: str = "") -> None:
     """One corpus part with row groups of about 4 MiB, and gpt2 as our tokenizer stage writes it.
 
     In a process of its own too, as this one's memory is no side's.
     """
-    (work / "bytes").write_text(str(write_corpus(work / "corpus", int(size))))
+    (work / "bytes").write_text(str(write_corpus(work / "corpus", int(size), bool(prose))))
     write_tokenizer(work / "tokenizer")
 
 
-def prepared(work: Path, size: float) -> int:
+def prepared(work: Path, size: float, prose: bool) -> int:
     """Make them; the bytes of text."""
     work.mkdir()
-    measured(sys.executable, work, "corpus", str(int(size)))
+    measured(sys.executable, work, "corpus", str(int(size)), "prose" * prose)
     return int((work / "bytes").read_text())
 
 
-def write_corpus(folder: Path, size: int) -> int:
+def write_corpus(folder: Path, size: int, prose: bool) -> int:
     """The part; its bytes of text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir()
-    rows = [{"id": f"{n:016x}-0", "text": text, "source": "bench"} for n, text in enumerate(texts(size))]
+    rows = [{"id": f"{n:016x}-0", "text": text, "source": "bench"} for n, text in enumerate(texts(size, prose))]
     table = pa.Table.from_pylist(rows)
     group = max(1, len(rows) * (4 << 20) // size)
     pq.write_table(
@@ -129,15 +147,16 @@ def bare(work: Path, out: Path) -> None:
     (out / "seconds").write_text(str(time.process_time() - begin))
 
 
-def nanogpt(work: Path, out: Path, checkout: str) -> None:
-    """data/openwebtext/prepare.py with one process, and a larger validation split: it writes 1,024 batches of each."""
+def nanogpt(work: Path, out: Path, checkout: str, processes: str = "") -> None:
+    """data/openwebtext/prepare.py, only with a larger validation split: it writes 1,024 batches of each."""
     import datasets
 
     split, each = datasets.Dataset.train_test_split, datasets.DatasetDict.map
     found = datasets.load_dataset("parquet", data_dir=str(work / "corpus")).select_columns(["text"])
     datasets.load_dataset = lambda *_, **__: found
     datasets.Dataset.train_test_split = lambda self, **how: split(self, **{**how, "test_size": 0.25})
-    datasets.DatasetDict.map = lambda self, *what, **how: each(self, *what, **{**how, "num_proc": None})
+    if processes == "1":
+        datasets.DatasetDict.map = lambda self, *what, **how: each(self, *what, **{**how, "num_proc": None})
     shutil.copy(Path(checkout) / "data" / "openwebtext" / "prepare.py", out)
     runpy.run_path(str(out / "prepare.py"), run_name="__main__")
 
@@ -263,10 +282,11 @@ def idle() -> float:
 def compare(work: Path, asked: argparse.Namespace) -> None:
     """All sides in one run."""
     print(f"{os.cpu_count()} cores, {idle():.0%} idle before the run, load {os.getloadavg()[0]:.1f}")
-    size = prepared(work / "all", asked.mb * 1_000_000)
+    size = prepared(work / "all", asked.mb * 1_000_000, asked.prose)
     own = [("ours, tiktoken", "ours", []), ("bare encode_ordinary", "bare", []), ("ours, gigatoken", "ours", ["fast"])]
     own += [("ours, tiktoken, two workers", "ours", ["", "2"])]
     others = [("nanoGPT prepare.py", "nanogpt", [asked.nanogpt])] if asked.nanogpt else []
+    others += [("nanoGPT prepare.py, one process", "nanogpt", [asked.nanogpt, "1"])] if asked.nanogpt else []
     others += [("llm.c fineweb.py", "llmc", [asked.llmc])] if asked.llmc else []
     others += [("datatrove DocumentTokenizer", "datatrove", [])] if asked.peers else []
     others += [(f"litdata optimize, {e}", "litdata", [e]) for e in ("tokenizers", "tiktoken") if asked.peers]
@@ -276,13 +296,13 @@ def compare(work: Path, asked: argparse.Namespace) -> None:
             python = asked.peers if side in ("datatrove", "litdata") else sys.executable
             found[name].append(measured(python, work / "all", side, *args))
     rows = {name: best(rounds) for name, rounds in found.items()}
-    print("side                             MB   CPU s  MB/CPU s  ours faster by: tiktoken  gigatoken  wall s  MB RSS")
+    print("side                                MB   CPU s  MB/CPU s  ours faster: tiktoken  gigatoken  wall s  MB RSS")
     for name, row in rows.items():
         right, made = rows["ours, tiktoken"]["made"], row["made"]
         ratios = [row["cpu"] / rows[f"ours, {engine}"]["cpu"] for engine in ("tiktoken", "gigatoken")]
         ids = "" if made in (None, right) else f"  {made:,} tokens" if isinstance(made, int) else "  OTHER IDS"
         speed = size / 1e6 / row["cpu"]
-        print(f"{name:<28} {size / 1e6:>6.0f} {row['cpu']:>7.2f} {speed:>9.1f} {ratios[0]:>25.2f}", end="")
+        print(f"{name:<31} {size / 1e6:>6.0f} {row['cpu']:>7.2f} {speed:>9.1f} {ratios[0]:>22.2f}", end="")
         print(f" {ratios[1]:>10.1f} {row['wall']:>7.1f} {row['rss']:>7.0f}{ids}")
     one, two = rows["ours, tiktoken"]["wall"], rows["ours, tiktoken, two workers"]["wall"]
     print(f"two workers: {one / two:.2f} times one in wall time; {idle():.0%} idle after the run")
@@ -295,7 +315,7 @@ def scale(work: Path, asked: argparse.Namespace) -> None:
     """Memory and time of a corpus and of one ten times its size."""
     small, large = work / "small", work / "large"
     for folder, megabytes in ((small, asked.mb / 10), (large, asked.mb)):
-        prepared(folder, megabytes * 1e6)
+        prepared(folder, megabytes * 1e6, asked.prose)
     for args in ([], ["fast"], ["", "2"], ["fast", "2"]):
         a, b = (best([measured(sys.executable, f, "ours", *args) for _ in range(asked.rounds)]) for f in (small, large))
         way = f"{'gigatoken' if 'fast' in args else 'tiktoken'}, {args[1] if len(args) > 1 else 1} worker(s), "
@@ -318,6 +338,7 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", action="store_true")
+    parser.add_argument("--prose", action="store_true")
     for name in ("nanogpt", "llmc", "peers"):
         parser.add_argument(f"--{name}")
     asked = parser.parse_args()
