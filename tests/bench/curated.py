@@ -1,9 +1,9 @@
 """A corpus of real text with injected near-duplicates, and the exact truth about which of its documents are alike.
 
-`python tests/bench/curated.py OUT [--mb 150] [--seed 11] [--files 1]` writes into OUT
+`python tests/bench/curated.py OUT [--mb 150] [--seed 11] [--files 1] [--plain]` writes into OUT
 - corpus/part-*.parquet (id, text, source): a document's id is its place, its source `text` or the kind of copy it is;
 - truth.parquet (a, b, jaccard): every pair of places a < b whose word 5-grams have a Jaccard similarity of 0.5 or more;
-- copies.parquet (copy, original, kind): what was injected.
+- copies.parquet (copy, original, kind): what was injected; with `--plain` there is nothing but the text's own corpus.
 Text: documentation, manual pages, docstrings, messages in a hundred languages and books that this machine has, in
 chunks of 0.8 to 8 KB. Words are those of tasks/text/scan.py, said once more by a regular expression. Truth: documents
 that share one of their rarest 5-grams are compared whole (prefix filter, Bayardo et al. 2007), so no pair is missed.
@@ -332,7 +332,11 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=150)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--files", type=int, default=1)
+    parser.add_argument("--plain", action="store_true")
     asked = parser.parse_args()
+    if asked.plain:
+        texts = take(asked.mb * 1e6, pieces(asked.seed))
+        return write(asked.out / "corpus", [(text, "text") for text in texts], asked.files)
     curate(asked.out, asked.mb, asked.seed, asked.files)
     values = pq.read_table(asked.out / "truth.parquet")["jaccard"].to_numpy()
     above = ", ".join(f"{(values >= least).sum():,} at {least} or more" for least in (0.5, 0.7, 0.8, 0.9))
