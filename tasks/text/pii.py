@@ -176,13 +176,13 @@ def _digit(c):
 @njit(cache=True, nogil=True, boundscheck=False)
 def _candidates(data, eights, ends_D1, atoms, wanted, kinds_C, starts_C, stops_C):
     """Where each kind that is wanted may stand; returns how many such places there are."""
-    n = 0
+    n, all_digits = 0, wanted[PHONE] or wanted[IBAN] or wanted[DNI]
     for d in range(ends_D1.shape[0] - 1):
         begin, end = ends_D1[d], ends_D1[d + 1]
         i, free, shaky = begin, begin, begin - 1  # where addresses end, and candidates for one
         while i < end:
             if i >> 3 < eights.shape[0]:  # else among the last seven bytes of all
-                marks = _marks(eights[uint64(i >> 3)]) >> uint64(8 * (i & 7))
+                marks = _marks(eights[uint64(i >> 3)], all_digits) >> uint64(8 * (i & 7))
                 i = i + _first(marks) if marks else (i | 7) + 1
                 if not marks or i >= end:
                     continue
@@ -191,7 +191,9 @@ def _candidates(data, eights, ends_D1, atoms, wanted, kinds_C, starts_C, stops_C
                 before = n
                 n = _email(data, i, begin, end, atoms, n, free, shaky, kinds_C, starts_C, stops_C)
                 free, shaky = (max(free, stops_C[n - 1]), max(shaky, -stops_C[n - 1])) if n > before else (free, shaky)
-            elif 48 <= c <= 57:
+            elif _digit(c):
+                while i > begin and _digit(data[uint64(i - 1)]):
+                    i -= 1
                 n = _number(data, i, begin, end, atoms, wanted, n, kinds_C, starts_C, stops_C)
                 while i + 1 < end and _digit(data[uint64(i + 1)]):
                     i += 1
@@ -200,15 +202,20 @@ def _candidates(data, eights, ends_D1, atoms, wanted, kinds_C, starts_C, stops_C
 
 
 @njit(inline="always")
-def _marks(x):
-    """Of eight bytes at once the highest bit of those that are a digit or @: what lies between is passed over.
+def _marks(x, all_digits):
+    """Of eight bytes at once the highest bit of those worth a stop: each @, and digits, all or those before a dot.
 
-    No carry leaves a byte, as each has but seven bits when something is added to it (Warren, Hacker's Delight, 6-1).
+    The last byte's dot would lie in the next eight: there every digit counts. No carry leaves a byte, as each has but
+    seven bits when something is added to it (Warren, Hacker's Delight, 6-1).
     """
-    ones, low = uint64(0x0101010101010101), x & uint64(0x7F7F7F7F7F7F7F7F)
+    ones, high = uint64(0x0101010101010101), uint64(0x8080808080808080)
+    low = x & ~high
     digits = (low + ones * uint64(0x80 - 0x30)) & ~(low + ones * uint64(0x80 - 0x3A))
     at = ~((low ^ ones * uint64(0x40)) + ones * uint64(0x7F))
-    return (digits | at) & ~x & ones * uint64(0x80)
+    if not all_digits:
+        dots = ~((low ^ ones * uint64(0x2E)) + ones * uint64(0x7F)) & high
+        digits &= dots >> uint64(8) | uint64(0x80) << uint64(56)
+    return (digits | at) & ~x & high
 
 
 @njit(inline="always")
