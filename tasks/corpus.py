@@ -9,7 +9,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,13 +59,24 @@ class Group(NamedTuple):
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         """Its rows, page checksums verified."""
-        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(self.path, metadata=_about(self.path), page_checksum_verification=True) as file:
             return file.read_row_group(self.number, columns, use_threads=False)  # a third less work for one column
 
 
 def groups(path: Path) -> list[Group]:
     """A part's row groups in order."""
     return [Group(path, number) for number in range(pq.read_metadata(path).num_row_groups)]
+
+
+def _about(path: Path) -> pq.FileMetaData:
+    """What the end of a file tells; read once for all its groups, of which it has a word on each."""
+    told = path.stat()
+    return _read_about(path, told.st_mtime_ns, told.st_size)
+
+
+@lru_cache(1)
+def _read_about(path: Path, mtime_ns: int, size: int) -> pq.FileMetaData:
+    return pq.read_metadata(path)
 
 
 def tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:

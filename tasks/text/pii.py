@@ -10,6 +10,7 @@ import ipaddress
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
 
@@ -101,8 +102,17 @@ def replaced(texts: Texts, found: Sequence[Span]) -> pa.Array:
     before_D1 = np.searchsorted(np.array([span.start for span in found]), texts.ends_D1)
     shift_D1 = np.concatenate([[0], np.cumsum(grown)])[before_D1]
     ends = texts.ends_D1 - texts.ends_D1[0] + shift_D1
-    buffers = [None, pa.py_buffer(ends.astype(np.int64).tobytes()), pa.py_buffer(b"".join(pieces))]
+    buffers = [None, pa.py_buffer(ends.astype(np.int64).tobytes()), _joined(pieces)]
     return pa.Array.from_buffers(pa.large_string(), len(ends) - 1, buffers)
+
+
+def _joined(pieces: list[bytes | memoryview]) -> pa.Buffer:
+    """All in a row, in Arrow's memory, which is used again; that of bytes was new each time, a third of the work."""
+    joined, end = pa.allocate_buffer(sum(map(len, pieces))), 0
+    room = memoryview(joined).cast("B") if len(joined) else memoryview(bytearray())
+    for piece in pieces:
+        room[end : (end := end + len(piece))] = piece
+    return joined
 
 
 def documents_of(texts: Texts, found: Sequence[Span]) -> np.ndarray:
@@ -126,6 +136,7 @@ def _look(data: memoryview, kind: int, begin: int, start: int, stop: int) -> Ite
             yield Span(first + match.start(), first + match.start() + length, kind)
 
 
+@lru_cache(1 << 12)  # most stand there again and again, and ipaddress takes 6 us
 def _public(address: str) -> int:
     try:
         return len(address) * ipaddress.ip_address(address).is_global
