@@ -26,7 +26,7 @@ from tasks.files import file_digest, link
 from tasks.runtime import runtime, say
 from tasks.stage import stage
 from tasks.store import has_part, part
-from tasks.units import INDEX, SPLITS, Feed, Rule, gather, text_bytes, units_of
+from tasks.units import INDEX, KEPT_AS, SPLITS, Feed, Rule, gather, text_bytes, units_of
 from tasks.units import lot as lot
 
 FEW = 100  # documents: below this, a split by document is too coarse
@@ -100,7 +100,7 @@ def _build(feed: Feed, number: int, eot: int, folder: Path) -> dict[str, Any]:
 
 def _publish(out: Path, folders: list[Path]) -> None:
     """Link the parts' shards into the artifact, numbered as the corpus parts are, and join their indices."""
-    with pq.ParquetWriter(out / "index.parquet", INDEX, write_page_checksum=True) as writer:
+    with pq.ParquetWriter(out / "index.parquet", INDEX, **KEPT_AS) as writer:
         for number, folder in enumerate(folders):
             for file in folder.glob("*.bin"):
                 link(file, out / file.name.replace("-", f"-{number:05d}-"))
