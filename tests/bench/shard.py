@@ -304,8 +304,9 @@ def compare(work: Path, asked: argparse.Namespace) -> None:
         speed = size / 1e6 / row["cpu"]
         print(f"{name:<31} {size / 1e6:>6.0f} {row['cpu']:>7.2f} {speed:>9.1f} {ratios[0]:>22.2f}", end="")
         print(f" {ratios[1]:>10.1f} {row['wall']:>7.1f} {row['rss']:>7.0f}{ids}")
-    one, two = rows["ours, tiktoken"]["wall"], rows["ours, tiktoken, two workers"]["wall"]
-    print(f"two workers: {one / two:.2f} times one in wall time; {idle():.0%} idle after the run")
+    turns = zip(found["ours, tiktoken"], found["ours, tiktoken, two workers"], strict=True)
+    faster = ", ".join(f"{one['wall'] / two['wall']:.2f}" for one, two in turns)
+    print(f"two workers: {faster} times one in wall time, turn by turn; {idle():.0%} idle after the run")
     for name in ("nanogpt", "llmc", "peers"):
         if not getattr(asked, name):
             print(f"--{name} was not given: left out")
