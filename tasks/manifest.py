@@ -6,7 +6,9 @@ written last; `verify` believes a folder only if every byte is what its manifest
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,15 @@ def key_of(*identity: Any) -> str:
 
 def seal(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Sync every file, then write the manifest: the fields, each file's size and sha256, the content's digest."""
-    files: dict[str, list[Any]] = {}
-    for path in _files(folder):
+    found = _files(folder)
+    for path in found:
         sync(path)
         failpoint("synced")
-        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, file_digest(path)]
-    body = {**fields, "files": files, "digest": content_digest({p: f[1] for p, f in files.items()})}
+    with ThreadPoolExecutor(os.cpu_count()) as readers:  # hashing leaves the interpreter to others
+        digests = readers.map(file_digest, found)
+        shas = {path.relative_to(folder).as_posix(): sha for path, sha in zip(found, digests, strict=True)}
+    files = {name: [(folder / name).stat().st_size, sha] for name, sha in shas.items()}
+    body = {**fields, "files": files, "digest": content_digest(shas)}
     (folder / MANIFEST).write_bytes(_sealed(body))
     failpoint("manifest")
     for path in [folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder]:

@@ -8,6 +8,7 @@ Each corpus part has files of its own, which later artifacts share, and its docu
 import json
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -102,8 +103,9 @@ def _publish(out: Path, folders: list[Path]) -> None:
     """Link the parts' shards into the artifact, numbered as the corpus parts are, and join their indices."""
     with pq.ParquetWriter(out / "index.parquet", INDEX, **KEPT_AS) as writer:
         for number, folder in enumerate(folders):
-            for file in folder.glob("*.bin"):
-                link(file, out / file.name.replace("-", f"-{number:05d}-"))
+            files = {file: out / file.name.replace("-", f"-{number:05d}-") for file in folder.glob("*.bin")}
+            with ThreadPoolExecutor(runtime().workers) as readers:  # one that nobody has hashed yet is read
+                [*readers.map(link, files, files.values())]
             for rows in tables(folder / "index.parquet"):
                 names = pc.replace_substring(rows["shard"], "-", f"-{number:05d}-")  # ty: ignore[missing-attribute]
                 writer.write_table(rows.set_column(INDEX.get_field_index("shard"), "shard", names))

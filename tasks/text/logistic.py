@@ -8,7 +8,8 @@ are alike, and of few features little is concluded. The same rows give the same 
 import math
 
 import numpy as np
-from numba import njit
+
+from tasks.text.compiler import njit
 
 # N features, R rows, B buckets
 PAD = 40

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numba import njit, uint32, uint64
+from numba import uint32, uint64
 
+from tasks.text.compiler import njit
 from tasks.text.scan import FNV, GOLD, KINDS, MIX, hashed, lowered, room, words
 
 # D documents, K permutations, W words

@@ -4,8 +4,9 @@ In: a document's words as hashes. Out: the characters in its commonest n-grams a
 Runs are sought only where the shorter ones repeat: running text costs two passes and not nine.
 """
 
-from numba import njit, uint64
+from numba import uint64
 
+from tasks.text.compiler import njit
 from tasks.text.scan import GOLD, mixed
 
 # W words of the longest document, S slots of a hash table (a power of two), F counts

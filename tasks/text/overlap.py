@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numba import njit, uint64
+from numba import uint64
 
+from tasks.text.compiler import njit
 from tasks.text.scan import GOLD, KINDS, lowered, mixed, room, words
 
 # W words of the longest document, S slots of the table (a power of two)

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from tasks.text.compiler import njit
 from tasks.text.scan import Texts
 
 # D documents, C candidates

@@ -7,8 +7,9 @@ Counted is what Gopher (Rae et al. 2021, appendix A), C4 (Raffel et al. 2020) an
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, uint8, uint32, uint64
+from numba import uint8, uint32, uint64
 
+from tasks.text.compiler import njit
 from tasks.text.ngrams import mask_of, repeated, slot
 from tasks.text.overlap import within
 from tasks.text.scan import FNV, KINDS, SEPARATOR, SINGLE, WORD, Texts, character, hashed, kind, mixed, room, words

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 
+from tasks.text.compiler import njit
 from tasks.text.scan import MIX
 
 # D documents of a run, U distinct keys, B bands, K permutations

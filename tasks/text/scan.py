@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import njit, uint32, uint64
+from numba import uint32, uint64
+
+from tasks.text.compiler import njit
 
 # D documents, W words of the longest document
 SEPARATOR, WORD, SINGLE = 0, 1, 2

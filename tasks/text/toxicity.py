@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numba import njit, uint64
+from numba import uint64
 from safetensors.numpy import load_file, save_file
 
 from gpt.errors import UserError
+from tasks.text.compiler import njit
 from tasks.text.logistic import PAD
 from tasks.text.scan import (
     FNV,

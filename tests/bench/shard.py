@@ -15,18 +15,21 @@ import gzip
 import hashlib
 import html
 import json
+import multiprocessing
 import os
 import random
 import re
 import resource
 import runpy
 import shutil
+import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 EOT, PIECE = 50_256, 4_000
@@ -133,18 +136,36 @@ def ours(work: Path, out: Path, fast: bool = False, workers: int = 1) -> None:
         shard.fn(out, Shard(), corpus, vocabulary)
 
 
-def bare(work: Path, out: Path) -> None:
-    """encode_ordinary in a loop over texts in memory, and nothing else: only the loop's time counts."""
+def bare(work: Path, out: Path, processes: str = "1") -> None:
+    """encode_ordinary in a loop over texts in memory, and nothing else: only the loop's time counts.
+
+    With several processes each has its share of the texts and all begin at once: what the machine itself gives to two.
+    """
+    spawn, count = multiprocessing.get_context("spawn"), int(processes)
+    begin, spent = spawn.Barrier(count), spawn.Queue()
+    shares = [spawn.Process(target=bare_loop, args=(work, n, count, begin, spent)) for n in range(count)]
+    for share in shares:
+        share.start()
+    cpu, wall = zip(*(spent.get(timeout=600) for _ in shares), strict=True)
+    for share in shares:
+        share.join()
+    (out / "seconds").write_text(f"{sum(cpu)} {max(wall)}")
+
+
+def bare_loop(work: Path, number: int, count: int, begin: Barrier, spent: multiprocessing.Queue) -> None:
+    """One process's row groups: CPU and wall seconds of the loop."""
     import pyarrow.parquet as pq
     import tiktoken
 
     encode = tiktoken.get_encoding("gpt2").encode_ordinary
-    loaded = pq.read_table(work / "corpus")["text"].to_pylist()
+    file = pq.ParquetFile(work / "corpus" / "part-00000.parquet")
+    mine = file.read_row_groups(range(number, file.num_row_groups, count), ["text"])["text"].to_pylist()
     encode("warm")
-    begin = time.process_time()
-    for text in loaded:
+    begin.wait()
+    cpu, wall = time.process_time(), time.monotonic()
+    for text in mine:
         encode(text)
-    (out / "seconds").write_text(str(time.process_time() - begin))
+    spent.put((time.process_time() - cpu, time.monotonic() - wall))
 
 
 def nanogpt(work: Path, out: Path, checkout: str, processes: str = "") -> None:
@@ -253,9 +274,10 @@ def measured(python: str, work: Path, side: str, *args: str) -> dict[str, float]
     if status:
         raise SystemExit(f"{side} failed:\n{said.decode()[-2000:]}")
     cpu = usage.ru_utime + usage.ru_stime
-    only = out / "seconds"
-    found = {"cpu": float(only.read_text()) if only.exists() else cpu, "wall": time.monotonic() - begin}
-    result = found | {"rss": int((out / "peak").read_text()) / 1e3, "made": None if only.exists() else digest(out)}
+    only, wall = out / "seconds", time.monotonic() - begin
+    cpu, wall = map(float, only.read_text().split()) if only.exists() else (cpu, wall)
+    made = None if only.exists() else digest(out)
+    result = {"cpu": cpu, "wall": wall, "rss": int((out / "peak").read_text()) / 1e3, "made": made}
     shutil.rmtree(out)
     return result
 
@@ -284,7 +306,7 @@ def compare(work: Path, asked: argparse.Namespace) -> None:
     print(f"{os.cpu_count()} cores, {idle():.0%} idle before the run, load {os.getloadavg()[0]:.1f}")
     size = prepared(work / "all", asked.mb * 1_000_000, asked.prose)
     own = [("ours, tiktoken", "ours", []), ("bare encode_ordinary", "bare", []), ("ours, gigatoken", "ours", ["fast"])]
-    own += [("ours, tiktoken, two workers", "ours", ["", "2"])]
+    own += [("ours, tiktoken, two workers", "ours", ["", "2"]), ("bare encode_ordinary, twice", "bare", ["2"])]
     others = [("nanoGPT prepare.py", "nanogpt", [asked.nanogpt])] if asked.nanogpt else []
     others += [("nanoGPT prepare.py, one process", "nanogpt", [asked.nanogpt, "1"])] if asked.nanogpt else []
     others += [("llm.c fineweb.py", "llmc", [asked.llmc])] if asked.llmc else []
@@ -304,9 +326,14 @@ def compare(work: Path, asked: argparse.Namespace) -> None:
         speed = size / 1e6 / row["cpu"]
         print(f"{name:<31} {size / 1e6:>6.0f} {row['cpu']:>7.2f} {speed:>9.1f} {ratios[0]:>22.2f}", end="")
         print(f" {ratios[1]:>10.1f} {row['wall']:>7.1f} {row['rss']:>7.0f}{ids}")
-    turns = zip(found["ours, tiktoken"], found["ours, tiktoken, two workers"], strict=True)
-    faster = ", ".join(f"{one['wall'] / two['wall']:.2f}" for one, two in turns)
-    print(f"two workers: {faster} times one in wall time, turn by turn; {idle():.0%} idle after the run")
+    for one, two in (
+        ("ours, tiktoken", "ours, tiktoken, two workers"),
+        ("bare encode_ordinary", "bare encode_ordinary, twice"),
+    ):
+        faster = [a["wall"] / b["wall"] for a, b in zip(found[one], found[two], strict=True)]
+        turns = ", ".join(f"{times:.2f}" for times in faster)
+        print(f"{two}: {turns} times one in wall time, turn by turn; median {statistics.median(faster):.2f}")
+    print(f"{idle():.0%} idle after the run")
     for name in ("nanogpt", "llmc", "peers"):
         if not getattr(asked, name):
             print(f"--{name} was not given: left out")

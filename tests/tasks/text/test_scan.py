@@ -1,5 +1,7 @@
 """The scanner: its words are the twin's, on any Unicode text."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pyarrow as pa
@@ -23,6 +25,13 @@ def scanned(texts: list[str]) -> list[list[tuple[int, int, int]]]:
         count = words(found.data, begin, end, KINDS, hashes, starts, chars)
         made.append([(int(h), int(s) - begin, int(c)) for h, s, c in zip(hashes[:count], starts, chars, strict=False)])
     return made
+
+
+def test_a_kernel_starts_without_blas_and_without_what_others_add_to_numba() -> None:
+    run = "import sys, tests.tasks.text.test_scan as t; t.scanned(['a word']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", run], check=True, capture_output=True, text=True).stdout.split()
+    assert "numba" in loaded
+    assert not {"awkward", "scipy.linalg"} & {*loaded}
 
 
 @settings(max_examples=300, deadline=None)
