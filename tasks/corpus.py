@@ -202,9 +202,7 @@ def _examples(out: Path, each: int) -> list[dict[str, Any]]:
     for group in (group for path in sorted((out / "dropped").iterdir()) for group in groups(path)):
         table = group.table(["id", "reason"])
         for row, (name, reason) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
-            best = found[reason]
-            heapq.heappush(best, (-zlib.crc32(name.encode()), group, row))
-            if len(best) > each:
-                heapq.heappop(best)
+            best, one = found[reason], (-zlib.crc32(name.encode()), group, row)
+            (heapq.heappush if len(best) < each else heapq.heappushpop)(best, one)
     wanted = [sorted(best, key=itemgetter(1, 2)) for best in found.values()]
     return [group.table().slice(row, 1).to_pylist()[0] for best in wanted for _, group, row in best]
