@@ -189,7 +189,7 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in nearest or nearest[name] != value}
 
 
-@stage(Corpus, version="3")
+@stage(Corpus, version="4")
 def filter(out: Path, config: Filter, corpus: Corpus) -> Metrics:
     """Drop documents that break a rule, each with its reason; put placeholders where personal data stands."""
     from tasks.text.study import Plan

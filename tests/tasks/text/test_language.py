@@ -1,6 +1,12 @@
 """The language of documents: known ones are told apart, by the middle alone, and each document by itself."""
 
+from functools import cache
+
 import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from tasks.text.language import SLICE_BYTES, identify, middle, unknown, verdict
 from tasks.text.scan import plain
@@ -30,9 +36,26 @@ def test_only_the_middle_is_read_in_whole_characters():
     text = SAMPLES["en"] * 50 + SAMPLES["ru"] * 50 + SAMPLES["en"] * 50
     assert found([text])[0][0] == "ru"
     piece = middle(("é" * 5_000).encode())
-    assert SLICE_BYTES - 2 <= len(piece) <= SLICE_BYTES
-    assert set(piece.decode()) == {"é"}
-    assert middle(b"short") == b"short"
+    assert SLICE_BYTES - 2 <= len(piece.encode()) <= SLICE_BYTES
+    assert set(piece) == {"é"}
+    assert middle(b"short") == "short"
+
+
+@cache
+def py3langid() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([*SAMPLES.values(), "LA CASA ", "Ђорђе воли ", "e\u0301t\u00e9 ", "12 "])
+                         | st.text(max_size=20), max_size=8).map("".join), max_size=5))  # fmt: skip
+def test_languages_and_scores_are_those_of_py3langid(texts: list[str]):
+    for text, (language, score) in zip(texts, found(texts), strict=True):
+        ranked = py3langid().rank(middle(text.encode()).encode())
+        assert score == pytest.approx(ranked[0][1], abs=1e-4)
+        assert language in {
+            name for name, other in ranked if other > ranked[0][1] - 1e-4
+        }  # equal ones but for rounding
 
 
 def test_an_empty_document_has_no_sure_language():
