@@ -6,7 +6,6 @@ written last; `verify` believes a folder only if every byte is what its manifest
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from gpt.failpoints import failpoint
 from tasks.files import file_digest, hash_file, sync
+from tasks.runtime import runtime
 
 MANIFEST = "artifact.json"
 OUTSIDE_DIGEST = ("logs/", "report/", "README.md")
@@ -45,7 +45,7 @@ def seal(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     for path in found:
         sync(path)
         failpoint("synced")
-    with ThreadPoolExecutor(os.cpu_count()) as readers:  # hashing leaves the interpreter to others
+    with ThreadPoolExecutor(runtime().workers) as readers:  # hashing leaves the interpreter to others
         digests = readers.map(file_digest, found)
         shas = {path.relative_to(folder).as_posix(): sha for path, sha in zip(found, digests, strict=True)}
     files = {name: [(folder / name).stat().st_size, sha] for name, sha in shas.items()}

@@ -50,7 +50,7 @@ def identify(texts: Texts) -> list[tuple[str, float]]:
     found, data = model(), texts.data.data
     pieces = [composed(middle(data[start:end])) for start, end in pairwise(texts.ends_D1.tolist())]
     ends_D1 = np.cumsum([0, *map(len, pieces)])
-    scores_DL = np.zeros((len(pieces), len(found.labels)), np.float32)
+    scores_DL = np.zeros((len(pieces), len(found.labels)))
     logs = np.log1p(np.arange(max(map(len, pieces), default=0) + 1, dtype=np.float32))
     _score(np.frombuffer(b"".join(pieces), np.uint8), ends_D1, *found[:5], logs, scores_DL)
     scores_DL /= np.sqrt(np.maximum(np.diff(ends_D1), 1))[:, None]
@@ -94,7 +94,7 @@ def unknown(languages: Sequence[str]) -> list[str]:
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def _score(data, ends_D1, moves, rows_S, features_S, weights_FL, priors_L, logs, scores_DL):
-    """Each document's sum of what its n-grams say, one after the other in the order of their first place."""
+    """Each document's sum of what its n-grams say, in float64: of 500 terms float32 loses the fourth decimal."""
     counts_F, found = np.zeros(weights_FL.shape[0], np.int64), np.empty(weights_FL.shape[0], np.int64)
     for doc in range(ends_D1.shape[0] - 1):
         state, kinds, scores_L = 0, 0, scores_DL[doc]

@@ -333,12 +333,13 @@ def _number(data, i, begin, end, atoms, wanted, n, kinds_C, starts_C, stops_C):
             n = _put(PHONE, i - (before == 43), min(end, far + 2), n, kinds_C, starts_C, stops_C)
     if wanted[IBAN] and group >= 2 and 65 <= before <= 90 and 65 <= _at(data, i - 2, begin, end) <= 90:
         n = _put(IBAN, i - 2, min(end, i + 44), n, kinds_C, starts_C, stops_C)
-    while after == 46 and _digit(_at(data, stop + 1, begin, end)):
+    seen = before == 46 and _digit(_at(data, i - 2, begin, end))  # a chain is walked once, a DNI has eight digits
+    while after == 46 and _digit(_at(data, stop + 1, begin, end)) and (not seen or stop - i - dots <= 8):
         dots, stop = dots + 1, stop + 2
         while stop < end and _digit(data[uint64(stop)]):
             stop += 1
         after = _at(data, stop, begin, end)
-    if wanted[IP] and dots >= 3 and not (before == 46 and _digit(_at(data, i - 2, begin, end))):  # else seen
+    if wanted[IP] and dots >= 3 and not seen:
         n = _put(IP, i, stop, n, kinds_C, starts_C, stops_C)
     if wanted[DNI] and (group == 7 or stop - i - dots == 8) and (after == 45 or atoms[after] & 2):
         lead = 1 if 88 <= before <= 90 else 2 if 88 <= _at(data, i - 2, begin, end) <= 90 else 0  # X to Z

@@ -52,7 +52,7 @@ def py3langid() -> LanguageIdentifier:
 def test_languages_and_scores_are_those_of_py3langid(texts: list[str]):
     for text, (language, score) in zip(texts, found(texts), strict=True):
         ranked = py3langid().rank(middle(text.encode()).encode())
-        assert score == pytest.approx(ranked[0][1], abs=1e-4)
+        assert score == pytest.approx(ranked[0][1], abs=3e-4)  # py3langid's float32 is 1e-4 off
         assert language in {
             name for name, other in ranked if other > ranked[0][1] - 1e-4
         }  # equal ones but for rounding

@@ -20,6 +20,12 @@ def found(*texts: str, kinds: Collection[str] = KINDS) -> list[tuple[str, str]]:
     return [(KINDS[span.kind], column.data[span.start : span.stop].tobytes().decode()) for span in there]
 
 
+def test_a_chain_of_a_hundred_thousand_groups_is_walked_once():
+    assert found("0." * 100_000 + "8.8.8.8", kinds=["ip"]) == [("ip", "8.8.8.8")]
+    assert found("7." * 50_000 + "12.345.678-Z", kinds=["dni"]) == []
+    assert found("12.345.678-Z", kinds=["dni"]) == [("dni", "12.345.678-Z")]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
