@@ -2,7 +2,7 @@
 
 In: Corpus, Tokenizer. Out: Shards: `train-*.bin` and `val-*.bin` as llm.c's, `index.parquet`: where each document lies.
 Method: nanoGPT's prepare.py; the validation split hashes the document id, so neither order nor growth moves a document.
-Each corpus part has files of its own, which later artifacts share, and its documents are mixed once (tasks/units.py).
+Each corpus part has files of its own, which later artifacts share, and its documents are mixed once (tasks/mixing.py).
 """
 
 import json
@@ -24,10 +24,11 @@ from tasks.artifacts import Config, Corpus, Metrics, Shards, Tokenizer
 from tasks.corpus import tables
 from tasks.encoders import engines, loaded, narrowest
 from tasks.files import file_digest, link
+from tasks.mixing import INDEX, KEPT_AS, SPLITS, gather
 from tasks.runtime import runtime, say
 from tasks.stage import stage
 from tasks.store import has_part, part
-from tasks.units import INDEX, KEPT_AS, SPLITS, Feed, Rule, gather, text_bytes, units_of
+from tasks.units import Feed, Rule, text_bytes, units_of
 from tasks.units import lot as lot
 
 FEW = 100  # documents: below this, a split by document is too coarse

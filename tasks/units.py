@@ -1,42 +1,34 @@
-"""From a corpus part to its token files: row groups are encoded by any number of workers, then put into their order.
+"""From a corpus part to token ids: its row groups are encoded by any number of workers.
 
-In: a parquet part, a rule that splits it. Out: `train-*.bin`, `val-*.bin` in llm.c's layout and the rows of the index.
+In: parquet parts, rules that split them. Out: a file of ids for each unit, and what lies where (tasks/mixing.py).
 A unit is a range of row groups with a file of its own, so its bytes do not depend on who encodes it, or when. The
-documents then follow each other by a hash of their ids: mixed once, the same whatever else the corpus holds.
+documents of a row group follow each other by a hash of their ids, as those of the part will: a row group is then read
+from its beginning to its end.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import dropwhile, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt.data import FORMATS
-from tasks.columns import int64
 from tasks.encoders import Differs, Engine, engines
-from tasks.runtime import progress, runtime, say
+from tasks.runtime import progress, say
 from tasks.workers import spread
 
 T = TypeVar("T")
 Rule = float | list[int]
 """The share of documents to hold out, or how many characters of each row group are for training."""
-SPLITS = ("train", "val")
-UNIT_BYTES, UNITS, SHARD_TOKENS, BLOCK_TOKENS, INDEX_ROWS = 8 << 20, 500, 100_000_000, 1 << 20, 1 << 14
+UNIT_BYTES, UNITS, WRITE_BYTES = 8 << 20, 500, 64 << 10
 PIECE = np.dtype([("row", "i8"), ("held", "?"), ("lot", "f8"), ("bytes", "i8"), ("tokens", "i8")])
 """A document, or one of the two pieces of one that is cut: its row in the corpus part, whether it is held out."""
-TEXTS = [(name, pa.string()) for name in ("id", "split", "source", "shard")]
-INDEX = pa.schema(TEXTS + [(name, pa.int64()) for name in ("row", "offset", "tokens", "bytes")])
-KEPT_AS = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": ["split", "source", "shard"]}
-"""How an index is written: half of the time and of the bytes that it takes with ids and numbers in dictionaries."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +58,18 @@ class Encoded:
 def lot(name: str) -> float:
     """A number in [0, 1) that a name always draws: what falls below a fraction is held out, the order is by it."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def mixed(pieces: np.ndarray) -> np.ndarray:
+    """The order of pieces in the stream: those for training first, each split by lot."""
+    return np.lexsort((pieces["lot"], pieces["held"]))
+
+
+def put(file: BinaryIO, ids: np.ndarray) -> None:
+    """Write ids, 64 KiB at a time: for more Linux takes larger pages, of which a hole would give nothing back."""
+    block = ids.data.cast("B")
+    for at in range(0, len(block), WRITE_BYTES):
+        file.write(block[at : at + WRITE_BYTES])
 
 
 def text_bytes(path: Path) -> list[int]:
@@ -132,8 +136,10 @@ def _encode(unit: Unit, engine: Engine) -> Encoded:
                 found, texts = _cut(names, texts, unit.rule[group])
             else:
                 found = _whole(names, texts, unit.rule)
-            flat, found["tokens"] = engine.encode_batch(texts)
-            file.write(flat.data)
+            order = mixed(found)
+            found = found[order]
+            flat, found["tokens"] = engine.encode_batch([texts[row] for row in order.tolist()])
+            put(file, flat)
             found["row"] += row
             row += len(names)
             pieces.append(found)
@@ -179,94 +185,3 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
         while (item := waiting.result()) is not end:
             waiting = reader.submit(next, stream, end)
             yield item  # ty: ignore[invalid-yield]
-
-
-# -- in one process ---------------------------------------------------------------------------------------------------
-
-
-def gather(folder: Path, units: list[Unit], encoded: list[Encoded], eot: int, head: bool) -> dict[str, dict[str, int]]:
-    """Write a part's files and its `index.parquet`, an end of text after each piece; remove the units' files.
-
-    `head` puts one more at the beginning of both splits.
-    """
-    pieces = np.concatenate([e.pieces for e in encoded])
-    begins = np.concatenate([np.cumsum(e.pieces["tokens"]) - e.pieces["tokens"] for e in encoded])
-    places = np.stack([np.repeat(np.arange(len(units)), [len(e.pieces) for e in encoded]), begins])
-    with pq.ParquetFile(units[0].path, read_dictionary=["source"], page_checksum_verification=True) as part:
-        names = part.read(["id", "source"])  # not read_table, which imports pandas
-    order, facts = np.argsort(pieces["lot"], kind="stable"), {}
-    with ExitStack() as stack:
-        files = [stack.enter_context(unit.target.open("rb")).fileno() for unit in units]
-        index = stack.enter_context(pq.ParquetWriter(folder / "index.parquet", INDEX, **KEPT_AS))
-        writers, written = stack.enter_context(ThreadPoolExecutor(runtime().workers)), []
-        for held, split in enumerate(SPLITS):
-            mine = order[pieces["held"][order] == bool(held)]
-            for number, chosen in enumerate(_shards(mine, pieces["tokens"], head)):
-                first = int(head and number == 0)
-                rows, shard = pieces[chosen], f"{split}-{number:04d}.bin"
-                what = files, places[:, chosen], rows["tokens"], eot, first
-                written.append(writers.submit(_write, folder / shard, units[0].dtype, *what))
-                index.write_table(_rows(names, rows, split, shard, first), INDEX_ROWS)
-            tokens, size = int((pieces["tokens"][mine] + 1).sum()) + head, int(pieces["bytes"][mine].sum())
-            facts[split] = {"tokens": tokens, "bytes": size, "documents": len(mine)}
-        for file in written:
-            file.result()
-    for unit in units:
-        unit.target.unlink()
-    return facts
-
-
-def _shards(chosen: np.ndarray, tokens: np.ndarray, head: bool) -> Iterator[np.ndarray]:
-    """The pieces of each file: as many as fit, at least one; the head of a stream comes with or without any."""
-    ends, start = np.cumsum(tokens[chosen] + 1), 0
-    while start < len(chosen) or (head and start == 0):
-        begun = ends[start - 1] if start else -int(head)
-        stop = max(start + 1, int(np.searchsorted(ends, begun + SHARD_TOKENS, "right")))
-        yield chosen[start:stop]
-        start = stop
-
-
-def _rows(names: pa.Table, rows: np.ndarray, split: str, shard: str, first: int) -> pa.Table:
-    """The index of one file."""
-    found, tokens = names.take(int64(rows["row"])), rows["tokens"] + 1
-    texts = {"id": found["id"], "source": found["source"].cast(pa.string())}
-    same = {"split": _same(split, len(rows)), "shard": _same(shard, len(rows))}
-    places = {"row": rows["row"], "offset": np.cumsum(tokens) - tokens + first, "tokens": tokens}
-    places["bytes"] = rows["bytes"]
-    columns = texts | same | {name: int64(numbers) for name, numbers in places.items()}
-    return pa.table([columns[name] for name in INDEX.names], schema=INDEX)
-
-
-def _same(value: str, count: int) -> pa.Array:
-    """A column of one ASCII text."""
-    ends = np.arange(count + 1, dtype=np.int32) * len(value)
-    return pa.StringArray.from_buffers(count, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(value.encode() * count))
-
-
-def _write(
-    path: Path, dtype: str, files: list[int], places: np.ndarray, tokens: np.ndarray, eot: int, first: int
-) -> None:
-    """One file of llm.c's layout: 256 int32 words (magic, version, count), then the tokens, some MiB at a time.
-
-    Documents are read one by one: mapped files would bring 64 KiB each into memory (2.5 kB is a usual document).
-    """
-    header, ends, start = np.zeros(256, np.int32), np.cumsum(tokens + 1), 0
-    header[:3] = *FORMATS[np.dtype(dtype)], first + tokens.sum() + len(tokens)
-    with path.open("wb") as file:
-        file.write(header.tobytes() + np.full(first, eot, dtype).tobytes())
-        while start < len(tokens):
-            begun = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, begun + BLOCK_TOKENS, "right")))
-            block = np.empty(int(ends[stop - 1]) - begun, dtype)
-            block[ends[start:stop] - begun - 1] = eot
-            _fill(block.data.cast("B"), block.itemsize, files, places[:, start:stop], tokens[start:stop])
-            file.write(block.data)
-            start = stop
-
-
-def _fill(block: memoryview, size: int, files: list[int], places: np.ndarray, tokens: np.ndarray) -> None:
-    """Read pieces one after the other into a block, one token left free after each."""
-    at = 0
-    for unit, begin, count in zip(*places.tolist(), (tokens * size).tolist(), strict=True):
-        os.preadv(files[unit], [block[at : at + count]], begin * size)
-        at += count + size

@@ -20,7 +20,7 @@ from gpt.data import read_shard
 from gpt.errors import UserError
 from gpt.tokenizer import LETTERS, reserve
 from gpt.tokenizer import Tokenizer as Loaded
-from tasks import units
+from tasks import mixing, units
 from tasks.artifacts import Corpus, Shards, Tokenizer
 from tasks.corpus import documents
 from tasks.encoders import Differs, engines
@@ -217,7 +217,7 @@ def test_documents_are_mixed_within_their_part_and_none_is_lost(tmp_path, vocabu
 def test_a_large_part_is_cut_into_files_between_documents(tmp_path, vocabulary, monkeypatch):
     documents_ = corpus(tmp_path / "corpus", [named([*TEXTS, "long " * 500]), named(TEXTS[:60], "e")])
     whole = build(tmp_path / "whole", Shard(), documents_, vocabulary)
-    monkeypatch.setattr(units, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(mixing, "SHARD_TOKENS", 1000)
     cut = build(tmp_path / "cut", Shard(), documents_, vocabulary)
     for split in ("train", "val"):
         assert tokens(cut, split).tolist() == tokens(whole, split).tolist()
