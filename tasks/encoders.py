@@ -23,8 +23,8 @@ Ids = tuple[np.ndarray, np.ndarray]
 """All ids, one text after the other (uint32), and how many each text has (int64)."""
 SCHEMES = {"gpt2": "gpt2", "cl100k_base": "gpt4", "o200k_base": "o200k"}
 """Our name of a pattern: gigatoken's."""
-RENEW_BYTES = 128 << 20
-"""Of text: then gigatoken forgets the words it has seen, which else grow to 512 MiB; 3 % of a job's time."""
+RENEW_BYTES = 256 << 20
+"""Of text: then gigatoken forgets the words it has seen, which else grow to 512 MiB."""
 HEAD, ONE_IN = 64, 1000
 
 

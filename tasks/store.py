@@ -5,6 +5,7 @@ Layout: `<stage>/<key>/<build>/` with `artifact.json`, `<stage>/<key>/current` -
 Method: build aside, fsync, seal a canonical manifest, rename (as Nix and Bazel do); a kernel lock makes one builder.
 """
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -215,10 +216,11 @@ def part(identity: Any, fill: Fill, *, counts: bool = True) -> tuple[Path, dict[
     """Build one part once per (stage, version, identity); return its folder and the JSON facts that `fill` returned.
 
     `counts` is false for what a part is only made from: the stage's figures leave it out.
-    Outside a run, as in tests of a bare stage body, it is built in a temporary folder.
+    Outside a run, as in tests of a bare stage body, it is built in a temporary folder that goes with this process.
     """
     if (at := _building.get()) is None:
         folder = Path(tempfile.mkdtemp(prefix="gptloom-part-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return folder, dict(fill(folder))
     folder, facts, hit = at.store.part(at.stage, key_of(at.stage, at.version, identity), fill)
     at.parts, at.reused = at.parts + counts, at.reused + (hit and counts)

@@ -150,7 +150,7 @@ def _read(unit: Unit) -> Iterator[tuple[list[str], list[bytes]]]:
     """Ids, and texts as UTF-8, a row group at a time."""
     with pq.ParquetFile(unit.path, page_checksum_verification=True) as file:
         for group in unit.groups:
-            yield _columns(file.read_row_group(group, ["id", "text"]))
+            yield _columns(file.read_row_group(group, ["id", "text"], use_threads=False))
 
 
 def _columns(table: pa.Table) -> tuple[list[str], list[bytes]]:
