@@ -69,7 +69,9 @@ class Tokenizer:
                 ranks = {a2b_base64(token): int(rank) for token, rank in lines}
             else:
                 ranks = {}
-            saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+            head, model, _ = text.partition(',"model":{')  # which says once more what the ranks say, in 60 ms
+            saved = json.loads(head + "}" if ranks and model else text)
             steps = saved["pre_tokenizer"].get("pretokenizers")
             spelling = steps[0]["pattern"]["Regex"] if steps else PATTERNS["gpt2"]
             pattern = {known: name for name, known in PATTERNS.items()}[spelling]

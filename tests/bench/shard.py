@@ -5,8 +5,9 @@ DIRs are checkouts, whose own prepare.py (with its eight processes, and with one
 load our parquet file; PYTHON is an interpreter that has datatrove and litdata (with tiktoken, tokenizers and pyarrow).
 `--prose` takes only documentation that is mostly words, without HTML's tags: what this stage gets after a filter.
 gpt2's vocabulary must be in tiktoken's cache ($TIKTOKEN_CACHE_DIR). Each side is a process of its own: user + system
-seconds of it and all it started, imports included; ours and the bare encoder are the best of the rounds, peers run
-once, as minutes matter to them more than noise does; a digest over the ids of every document must be the same.
+seconds of it and all it started, imports included. Every side runs once a round, but litdata and one process of
+nanoGPT, which take minutes, in the first alone, and its best round counts: a machine's speed wanders. A digest over the
+ids of every document must be the same.
 `--scale` compares memory and CPU seconds of two corpora, one ten times the other, instead.
 """
 
@@ -308,13 +309,13 @@ def compare(work: Path, asked: argparse.Namespace) -> None:
     own = [("ours, tiktoken", "ours", []), ("bare encode_ordinary", "bare", []), ("ours, gigatoken", "ours", ["fast"])]
     own += [("ours, tiktoken, two workers", "ours", ["", "2"]), ("bare encode_ordinary, twice", "bare", ["2"])]
     others = [("nanoGPT prepare.py", "nanogpt", [asked.nanogpt])] if asked.nanogpt else []
-    others += [("nanoGPT prepare.py, one process", "nanogpt", [asked.nanogpt, "1"])] if asked.nanogpt else []
     others += [("llm.c fineweb.py", "llmc", [asked.llmc])] if asked.llmc else []
     others += [("datatrove DocumentTokenizer", "datatrove", [])] if asked.peers else []
-    others += [(f"litdata optimize, {e}", "litdata", [e]) for e in ("tokenizers", "tiktoken") if asked.peers]
-    found = {name: [] for name, *_ in own + others}
+    once = [("nanoGPT prepare.py, one process", "nanogpt", [asked.nanogpt, "1"])] if asked.nanogpt else []
+    once += [(f"litdata optimize, {e}", "litdata", [e]) for e in ("tokenizers", "tiktoken") if asked.peers]
+    found = {name: [] for name, *_ in own + others + once}
     for turn in range(asked.rounds):
-        for name, side, args in own + (others if turn == 0 else []):
+        for name, side, args in own + others + (once if turn == 0 else []):
             python = asked.peers if side in ("datatrove", "litdata") else sys.executable
             found[name].append(measured(python, work / "all", side, *args))
     rows = {name: best(rounds) for name, rounds in found.items()}
@@ -326,13 +327,13 @@ def compare(work: Path, asked: argparse.Namespace) -> None:
         speed = size / 1e6 / row["cpu"]
         print(f"{name:<31} {size / 1e6:>6.0f} {row['cpu']:>7.2f} {speed:>9.1f} {ratios[0]:>22.2f}", end="")
         print(f" {ratios[1]:>10.1f} {row['wall']:>7.1f} {row['rss']:>7.0f}{ids}")
-    for one, two in (
-        ("ours, tiktoken", "ours, tiktoken, two workers"),
-        ("bare encode_ordinary", "bare encode_ordinary, twice"),
-    ):
-        faster = [a["wall"] / b["wall"] for a, b in zip(found[one], found[two], strict=True)]
+    pairs = [("wall", "ours, tiktoken", "ours, tiktoken, two workers")]
+    pairs += [("wall", "bare encode_ordinary", "bare encode_ordinary, twice")]
+    pairs += [("cpu", name, f"ours, {engine}") for name, *_ in others for engine in ("tiktoken", "gigatoken")]
+    for what, slow, fast in pairs:
+        faster = [a[what] / b[what] for a, b in zip(found[slow], found[fast], strict=True)]
         turns = ", ".join(f"{times:.2f}" for times in faster)
-        print(f"{two}: {turns} times one in wall time, turn by turn; median {statistics.median(faster):.2f}")
+        print(f"{fast}: {turns} times {slow} ({what}), turn by turn; median {statistics.median(faster):.2f}")
     print(f"{idle():.0%} idle after the run")
     for name in ("nanogpt", "llmc", "peers"):
         if not getattr(asked, name):
