@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from gpt.data import FORMATS
 from tasks.columns import int64
+from tasks.encoders import give_memory_back
 from tasks.runtime import runtime
 from tasks.units import WRITE_BYTES, Encoded, Unit, mixed
 
@@ -38,27 +39,29 @@ def gather(folder: Path, units: list[Unit], encoded: list[Encoded], eot: int, he
 
     `head` puts one more at the beginning of both splits.
     """
-    pieces = np.concatenate([e.pieces for e in encoded])
+    pieces, facts = np.concatenate([e.pieces for e in encoded]), {}
     begins = np.concatenate([np.cumsum(e.pieces["tokens"]) - e.pieces["tokens"] for e in encoded])
     places = np.stack([np.repeat(np.arange(len(units)), [len(e.pieces) for e in encoded]), begins])
+    order = mixed(pieces)
+    pieces, places = pieces[order], places[:, order]
     with pq.ParquetFile(units[0].path, read_dictionary=["source"], page_checksum_verification=True) as part:
         names = part.read(["id", "source"])  # not read_table, which imports pandas
-    order, facts = mixed(pieces), {}
-    pa.default_memory_pool().release_unused()  # what encoding has read: 30 MB
+    give_memory_back()
     with ExitStack() as stack:
         files = [stack.enter_context(unit.target.open("r+b")).fileno() for unit in units]
         index = stack.enter_context(pq.ParquetWriter(folder / "index.parquet", INDEX, **KEPT_AS))
         writers, written = stack.enter_context(ThreadPoolExecutor(runtime().workers)), []
-        for held, split in enumerate(SPLITS):
-            mine = order[pieces["held"][order] == bool(held)]
-            for number, some in enumerate(_stretches(pieces["tokens"][mine], SHARD_TOKENS, head)):
-                first = int(head and number == 0)
-                rows, shard = pieces[mine[some]], f"{split}-{number:04d}.bin"
-                what = files, places[:, mine[some]], rows["tokens"], eot, first
+        trained = int((~pieces["held"]).sum())
+        for split, mine in zip(SPLITS, (slice(trained), slice(trained, None)), strict=True):
+            ours, there = pieces[mine], places[:, mine]
+            for number, some in enumerate(_stretches(ours["tokens"], SHARD_TOKENS, head)):
+                rows, shard, first = ours[some], f"{split}-{number:04d}.bin", int(head and number == 0)
+                what = files, there[:, some], rows["tokens"], eot, first
                 written.append(writers.submit(write, folder / shard, units[0].dtype, *what))
-                index.write_table(_rows(names, rows, split, shard, first), INDEX_ROWS)
-            tokens, size = int((pieces["tokens"][mine] + 1).sum()) + head, int(pieces["bytes"][mine].sum())
-            facts[split] = {"tokens": tokens, "bytes": size, "documents": len(mine)}
+                for table in _index(names, rows, split, shard, first):
+                    index.write_table(table)
+            tokens, size = int((ours["tokens"] + 1).sum()) + head, int(ours["bytes"].sum())
+            facts[split] = {"tokens": tokens, "bytes": size, "documents": len(ours)}
         for file in written:
             file.result()
     for unit in units:
@@ -66,15 +69,17 @@ def gather(folder: Path, units: list[Unit], encoded: list[Encoded], eot: int, he
     return facts
 
 
-def _rows(names: pa.Table, rows: np.ndarray, split: str, shard: str, first: int) -> pa.Table:
-    """The index of one file."""
-    found, tokens = names.take(int64(rows["row"])), rows["tokens"] + 1
-    texts = {"id": found["id"], "source": found["source"].cast(pa.string())}
-    same = {"split": _same(split, len(rows)), "shard": _same(shard, len(rows))}
-    places = {"row": rows["row"], "offset": np.cumsum(tokens) - tokens + first, "tokens": tokens}
-    places["bytes"] = rows["bytes"]
-    columns = texts | same | {name: int64(numbers) for name, numbers in places.items()}
-    return pa.table([columns[name] for name in INDEX.names], schema=INDEX)
+def _index(names: pa.Table, rows: np.ndarray, split: str, shard: str, first: int) -> Iterator[pa.Table]:
+    """The index of one file, some rows at a time."""
+    ends = np.cumsum(rows["tokens"] + 1) + first
+    for start in range(0, len(rows), INDEX_ROWS):
+        some, end = rows[start : start + INDEX_ROWS], ends[start : start + INDEX_ROWS]
+        found, tokens = names.take(int64(some["row"])), some["tokens"] + 1
+        texts = {"id": found["id"], "source": found["source"].cast(pa.string())}
+        same = {"split": _same(split, len(some)), "shard": _same(shard, len(some))}
+        places = {"row": some["row"], "offset": end - tokens, "tokens": tokens, "bytes": some["bytes"]}
+        columns = texts | same | {name: int64(numbers) for name, numbers in places.items()}
+        yield pa.table([columns[name] for name in INDEX.names], schema=INDEX)
 
 
 def _same(value: str, count: int) -> pa.Array:
