@@ -96,15 +96,18 @@ class Gigatoken:
         self.name = f"gigatoken {importlib.metadata.version('gigatoken')}"
         self._desk, self._size = Desk(narrowest(made.vocab_size)), 0
         self._new = partial(Tokenizer.from_tiktoken, folder / "ranks.tiktoken", pretokenizer=SCHEMES[made.pattern])
-        self._encode = self._new().backend.encode
+        self._encode, self._renewing = self._new().backend.encode, threading.Lock()
 
     def encode_batch(self, texts: list[bytes]) -> Ids:
         """The ids of all texts, and how many each has. Text by text: its own batches import awkward, half a second."""
-        self._size += sum(map(len, texts))
-        if self._size > RENEW_BYTES:
-            self._size, self._encode = 0, self._new().backend.encode
-            give_memory_back()
-        return self._desk.join(texts, self._encode)
+        with self._renewing:
+            self._size += sum(map(len, texts))
+            if self._size > RENEW_BYTES:
+                del self._encode  # its memory first: 20 MB at the peak
+                give_memory_back()
+                self._size, self._encode = 0, self._new().backend.encode
+            encode = self._encode
+        return self._desk.join(texts, encode)
 
 
 class Watched:
