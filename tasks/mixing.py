@@ -131,12 +131,13 @@ def _spans(pieces: np.ndarray) -> list[np.ndarray]:
 
 
 def _fill(block: memoryview, ends: np.ndarray, files: list[int], pieces: np.ndarray) -> None:
-    """Read pieces into a block of bytes, in which each ends where it is told."""
+    """Read pieces into a block of bytes, in which each ends where it is told. OSError: a file is too short."""
     starts = ends - pieces[2]
     for span in _spans(pieces):
         for some in np.split(span, range(BUFFERS, len(span), BUFFERS)):
             room = [block[a:b] for a, b in zip(starts[some].tolist(), ends[some].tolist(), strict=True)]
-            os.preadv(files[pieces[0, some[0]]], room, pieces[1, some[0]])
+            if os.preadv(files[pieces[0, some[0]]], room, pieces[1, some[0]]) < pieces[2, some].sum():
+                raise OSError("a file of encoded tokens has lost its end; run the stage again")
 
 
 def give_back(files: list[int], pieces: np.ndarray) -> None:

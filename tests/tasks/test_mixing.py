@@ -44,6 +44,13 @@ def test_each_piece_lies_where_the_order_puts_it_with_an_end_of_text_after_it(
     assert read_shard(folder / "out.bin").tolist() == wanted
 
 
+def test_a_units_file_that_lost_its_end_is_not_read_as_if_it_had_one(tmp_path):
+    (tmp_path / "unit").write_bytes(bytes(100))
+    places, tokens = np.array([[0, 0], [0, 40]]), np.array([40, 20])
+    with (tmp_path / "unit").open("rb") as file, pytest.raises(OSError, match="lost its end; run the stage again"):
+        write(tmp_path / "out.bin", "uint16", [file.fileno()], places, tokens, EOT, 0)
+
+
 def test_what_was_read_of_a_units_file_makes_room_and_nothing_else_is_touched(tmp_path):
     path, raw = tmp_path / "unit", os.urandom(100 * PAGE)
     path.write_bytes(raw)
